@@ -1,0 +1,98 @@
+"""What every format reader returns: metadata, lazily mapped tensors, the file's conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wgllm.quant import QuantFormat
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor as it lies in the file. Nothing is read until ``data`` is."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Row-major, as in NumPy: a matmul weight is (outputs, inputs)."""
+    format: QuantFormat
+    data: NDArray[np.uint8]
+    """The bytes, read-only and zero-copy: uint8 [nbytes]."""
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    @property
+    def n_rows(self) -> int:
+        """Product of all dimensions but the last."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
+
+    def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows ``start:stop`` (all leading dimensions flattened) as float32 [stop - start, shape[-1]]."""
+        stop = self.n_rows if stop is None else stop
+        out = np.empty((stop - start, self.shape[-1]), np.float32)
+        self.rows_into(out, start)
+        return out
+
+    def rows_into(self, out: NDArray[np.float32], start: int = 0) -> None:
+        """Dequantizes rows ``start : start + len(out)`` into ``out``, a C-contiguous float32 [rows, shape[-1]]."""
+        fmt = self.format
+        row_bytes = fmt.row_bytes(self.shape[-1])
+        blocks = self.data[start * row_bytes : (start + len(out)) * row_bytes].reshape(-1, fmt.type_size)
+        fmt.dequantize_blocks(blocks, out.reshape(-1, fmt.block_size))
+
+    def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """The given rows as float32 [len(rows), shape[-1]]; only those rows are read."""
+        fmt = self.format
+        blocks = self.data.reshape(self.n_rows, fmt.row_bytes(self.shape[-1]))[rows]
+        out = np.empty((len(rows), self.shape[-1]), np.float32)
+        fmt.dequantize_blocks(blocks.reshape(-1, fmt.type_size), out.reshape(-1, fmt.block_size))
+        return out
+
+    def array(self) -> NDArray[np.float32]:
+        """The whole tensor as float32 in ``shape``."""
+        return self.rows().reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How this file lays out what others lay out differently. Stated here, never rewritten on reading."""
+
+    rope_interleaved: bool = False
+    """Q and K rows are permuted so that rope turns neighbours (2i, 2i+1); else halves (i, i + D/2)."""
+    norm_offset: float = 0.0
+    """What a norm adds to its weight (Gemma's 1 + w where the file has w)."""
+
+
+@dataclass
+class ModelFile:
+    """An opened model. ``metadata`` is under GGUF's keys, ``tensors`` under GGUF's names."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorView]
+    conventions: Conventions = field(default_factory=Conventions)
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``, or an empty string when the file has none (vocabularies may not)."""
+        value = self.metadata.get("general.architecture", "")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def chat_template(self) -> str | None:
+        value = self.metadata.get("tokenizer.chat_template")
+        return value if isinstance(value, str) else None
+
+    def close(self) -> None:
+        """Lets the mapping go. Arrays taken from ``tensors`` must not be used afterwards."""

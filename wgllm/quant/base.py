@@ -1,0 +1,74 @@
+"""What a block format is: how many numbers make a block, how many bytes, and the way between the two."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+
+class QuantFormat(abc.ABC):
+    """One GGUF tensor type. A row of ``n`` numbers is ``n / block_size`` blocks of ``type_size`` bytes each.
+
+    Subclasses register themselves with one instance under ``type_id`` and ``name``.
+    """
+
+    name: str
+    """The name GGUF tools print, such as ``Q4_K``."""
+    type_id: int
+    """The number in the file (ggml's ``enum ggml_type``)."""
+    block_size: int
+    """Numbers per block."""
+    type_size: int
+    """Bytes per block."""
+
+    _by_id: dict[int, QuantFormat] = {}
+    _by_name: dict[str, QuantFormat] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" in cls.__dict__:
+            instance = cls()
+            QuantFormat._by_id[cls.type_id] = instance
+            QuantFormat._by_name[cls.name] = instance
+
+    @abc.abstractmethod
+    def dequantize_blocks(self, blocks: U8, out: F32) -> None:
+        """Writes the numbers of ``blocks [n, type_size]`` to ``out [n, block_size]``, bit-exact with ggml."""
+
+    def quantize_blocks(self, values: F32) -> U8:
+        """The blocks ``[n, type_size]`` of ``values [n, block_size]``, equal to the reference quantizer's."""
+        raise NotImplementedError(f"wgllm does not quantize to {self.name}")
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.type_size / self.block_size
+
+    def row_bytes(self, n: int) -> int:
+        """Bytes of a row of ``n`` numbers; ``n`` must be a multiple of the block size."""
+        if n % self.block_size:
+            raise ValueError(f"{self.name} rows hold multiples of {self.block_size} numbers, not {n}")
+        return n // self.block_size * self.type_size
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+def format_by_id(type_id: int) -> QuantFormat | None:
+    """The format with this number in GGUF files, or None when wgllm has none."""
+    return QuantFormat._by_id.get(type_id)
+
+
+def format_by_name(name: str) -> QuantFormat:
+    """The format of this name (any case). Raises KeyError."""
+    return QuantFormat._by_name[name.upper()]
+
+
+def all_formats() -> Iterator[QuantFormat]:
+    """Every registered format, by its number in GGUF files."""
+    yield from (QuantFormat._by_id[i] for i in sorted(QuantFormat._by_id))
