@@ -1,0 +1,43 @@
+"""What wgllm can run: one thin file per family, made of the blocks in ``blocks.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+from wgllm.errors import ModelFileError, printable
+from wgllm.formats.model_file import ModelFile
+from wgllm.graph import Graph
+from wgllm.models import gemma3, llama, qwen2
+from wgllm.models.blocks import Blocks
+from wgllm.models.config import Config, read_config
+from wgllm.ops import ShapeError
+
+FAMILIES: dict[str, ModuleType] = {
+    architecture: family for family in (llama, qwen2, gemma3) for architecture in family.ARCHITECTURES
+}
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A model's configuration and its textbook graph."""
+
+    config: Config
+    graph: Graph
+
+
+def build(file: ModelFile) -> ModelGraph:
+    """The graph of an opened model. Raises ModelFileError for what is missing, wrong or not supported."""
+    name = file.architecture
+    family = FAMILIES.get(name)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        problem = f"{printable(name)!r} is not supported (these are: {known})" if name else "missing"
+        raise ModelFileError(file.path, "general.architecture", problem)
+    config = read_config(file)
+    blocks = Blocks(file, config)
+    try:
+        family.build(blocks)
+        return ModelGraph(config, blocks.graph.build())
+    except ShapeError as error:
+        raise ModelFileError(file.path, "metadata", str(error)) from error

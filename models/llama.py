@@ -1,0 +1,28 @@
+"""Llama 1 to 3.3, SmolLM2, Mistral: RMS norms, rope, grouped-query attention, SiLU-gated MLP."""
+
+from __future__ import annotations
+
+from wgllm.models.blocks import Blocks
+from wgllm.models.config import Keys
+
+ARCHITECTURES = ("llama",)
+
+
+def build(b: Blocks) -> None:
+    c = b.config
+    keys = Keys(b.file)
+    if keys.integer("expert_count", 0, low=0):
+        raise keys.fail("expert_count", "mixtures of experts are not supported yet")
+    # Mistral 7B v0.1 attends to a window; Llama files have no such key.
+    window = keys.integer("attention.sliding_window", 0, low=0) or None
+    factors = b.weight("rope_freqs.weight", (c.rope.dim // 2,)) if b.has("rope_freqs.weight") else None
+    x = b.embed()
+    for i in range(c.n_layers):
+        b.graph.layer = i
+        p = f"blk.{i}"
+        y = b.norm(f"{p}.attn_norm", x, f"{p}.attn_norm.weight", c.d_model)
+        y = b.attention(y, i, rope=c.rope, window=window, factors=factors, bias=b.has(f"{p}.attn_q.bias"))
+        x = b.add(f"{p}.attn.sum", x, y)
+        y = b.norm(f"{p}.ffn_norm", x, f"{p}.ffn_norm.weight", c.d_model)
+        x = b.add(f"{p}.ffn.sum", x, b.gated_mlp(y, i, "silu"))
+    b.head(x)

@@ -1,0 +1,217 @@
+"""Every operator: its name, its inputs, its shape rule, its mathematics in one line.
+
+``wgllm.backends.numpy`` is their definition in code. Names of sizes: R rows of the step, N rows with logits, H heads,
+G = H / Hkv query heads per KV head, D head dimension, S slots, C cells (the KV state's positions), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Dim = int | str
+Shape = tuple[Dim, ...]
+ShapeRule = Callable[[Sequence[Shape], Mapping[str, Any]], list[Shape]]
+
+
+@dataclass(frozen=True)
+class Op:
+    name: str
+    signature: str
+    """Inputs and outputs with shapes; ``?`` marks an optional input, ``!`` a state that is written."""
+    attrs: tuple[str, ...]
+    math: str
+    shape: ShapeRule
+    fused: bool = False
+    """Stands for a body of textbook nodes; an executor may take it or run the body."""
+
+
+OPS: dict[str, Op] = {}
+
+
+class ShapeError(ValueError):
+    """Inputs that an operator can't take: a mistake in a family file, or a model file that lies."""
+
+
+def _need(condition: bool, op: str, shapes: Sequence[Shape]) -> None:
+    if not condition:
+        raise ShapeError(f"{op} can't take {', '.join(map(str, shapes))}")
+
+
+def _define(
+    name: str, signature: str, attrs: tuple[str, ...], math: str, *, fused: bool = False
+) -> Callable[[ShapeRule], ShapeRule]:
+    def add(rule: ShapeRule) -> ShapeRule:
+        OPS[name] = Op(name, signature, attrs, math, rule, fused)
+        return rule
+
+    return add
+
+
+@_define("embed", "table [V, E], token [R] -> [R, E]", (), "y[r] = table[token[r]]")
+def _embed(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 2 and len(s[1]) == 1, "embed", s)
+    return [(s[1][0], s[0][1])]
+
+
+@_define("select_rows", "x [R, E], out_rows [N] -> [N, E]", (), "y[i] = x[out_rows[i]]")
+def _select_rows(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 2 and len(s[1]) == 1, "select_rows", s)
+    return [(s[1][0], s[0][1])]
+
+
+@_define("matmul", "x [R, K], w [O, K] -> [R, O]", (), "y = x wᵀ")
+def _matmul(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 2 and len(s[1]) == 2 and s[0][1] == s[1][1], "matmul", s)
+    return [(s[0][0], s[1][0])]
+
+
+def _elementwise(name: str) -> ShapeRule:
+    def rule(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+        _need(len(s) == 1, name, s)
+        return [s[0]]
+
+    return rule
+
+
+for _name, _attrs, _math in (
+    ("scale", ("factor",), "y = factor · x"),
+    ("softcap", ("cap",), "y = cap · tanh(x / cap)"),
+    ("silu", (), "y = x / (1 + exp(-x))"),
+    ("gelu_tanh", (), "y = x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))  (Hendrycks & Gimpel 2016)"),
+    ("softmax", (), "y = exp(x - max x) / Σ exp(x - max x), over the last axis"),
+):
+    _define(_name, "x [...] -> [...]", _attrs, _math)(_elementwise(_name))
+
+
+@_define("add", "a [..., n], b [..., n] or [n] -> [..., n]", (), "y = a + b")
+def _add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[0] == s[1] or (len(s[1]) == 1 and s[0][-1] == s[1][0]), "add", s)
+    return [s[0]]
+
+
+@_define("mul", "a [...], b [...] -> [...]", (), "y = a · b, element by element")
+def _mul(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[0] == s[1], "mul", s)
+    return [s[0]]
+
+
+@_define("reshape", "x -> shape", ("shape",), "the same numbers in order, as another shape")
+def _reshape(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    def counts(shape: Shape) -> tuple[list[str], int]:
+        product = 1
+        for d in shape:
+            product *= d if isinstance(d, int) else 1
+        return sorted(d for d in shape if isinstance(d, str)), product
+
+    shape = tuple(a["shape"])
+    _need(counts(s[0]) == counts(shape), "reshape", [s[0], shape])
+    return [shape]
+
+
+@_define(
+    "rms_norm",
+    "x [..., n], w [n] -> [..., n]",
+    ("eps", "offset"),
+    "y = x / √(mean x² + eps) · (w + offset)  (Zhang & Sennrich 2019)",
+)
+def _rms_norm(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[1]) == 1 and s[0][-1] == s[1][0], "rms_norm", s)
+    return [s[0]]
+
+
+@_define(
+    "rope",
+    "x [R, H, D], pos [R], factors? [dim/2] -> [R, H, D]",
+    ("theta", "dim", "interleaved", "scale"),
+    "turns pair i of the first dim numbers by pos · scale · theta^(-2i/dim) / factors[i]  (Su et al. 2021)",
+)
+def _rope(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    head_dim, dim = s[0][-1], a["dim"]
+    _need(len(s[0]) == 3 and isinstance(head_dim, int) and dim <= head_dim and dim % 2 == 0, "rope", s)
+    _need(len(s) < 3 or s[2] == (dim // 2,), "rope", s)
+    return [s[0]]
+
+
+@_define("cell_write", "!cell_pos [S, C], pos [R], slot [R]", (), "cell_pos[slot[r]][pos[r] mod C] = pos[r]")
+def _cell_write(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 2 and s[1] == s[2], "cell_write", s)
+    return [s[0]]
+
+
+@_define(
+    "kv_write",
+    "!state [S, Hkv, C, D], x [R, Hkv, D], pos [R], slot [R]",
+    (),
+    "state[slot[r], :, pos[r] mod C] = x[r], rounded to the state's type",
+)
+def _kv_write(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 4 and (s[0][1], s[0][3]) == tuple(s[1][1:]) and s[2] == s[3], "kv_write", s)
+    return [s[0]]
+
+
+def _heads_fit(q: Shape, state: Shape) -> bool:
+    h, hkv = q[1], state[1]
+    return isinstance(h, int) and isinstance(hkv, int) and h % hkv == 0
+
+
+@_define(
+    "attn_scores", "q [R, H, D], k [S, Hkv, C, D], slot [R] -> [R, H, C]", (), "y[r,h,c] = q[r,h] · k[slot[r],h/G,c]"
+)
+def _attn_scores(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 3 and len(s[1]) == 4 and s[0][2] == s[1][3] and _heads_fit(s[0], s[1]), "attn_scores", s)
+    return [(s[0][0], s[0][1], s[1][2])]
+
+
+@_define(
+    "mask",
+    "scores [R, H, C], cell_pos [S, C], pos [R], slot [R] -> [R, H, C]",
+    ("window",),
+    "y = scores where 0 <= cell_pos[slot[r],c] <= pos[r] and pos[r] - cell_pos < window (if any), else -inf",
+)
+def _mask(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 3 and s[0][2] == s[1][1], "mask", s)
+    return [s[0]]
+
+
+@_define(
+    "attn_values",
+    "p [R, H, C], v [S, Hkv, C, D], slot [R] -> [R, H, D]",
+    (),
+    "y[r,h] = Σ_c p[r,h,c] · v[slot[r],h/G,c]",
+)
+def _attn_values(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 3 and len(s[1]) == 4 and s[0][2] == s[1][2] and _heads_fit(s[0], s[1]), "attn_values", s)
+    return [(s[0][0], s[0][1], s[1][3])]
+
+
+@_define(
+    "attention",
+    "q [R, H, D], k [S, Hkv, C, D], v [S, Hkv, C, D], cell_pos [S, C], pos [R], slot [R] -> [R, H, D]",
+    ("scale", "softcap", "window"),
+    "attn_values(softmax(mask(softcap(scale · attn_scores(q, k)))), v)",
+    fused=True,
+)
+def _attention(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 3 and _heads_fit(s[0], s[1]) and s[1][:3] == s[2][:3], "attention", s)
+    return [(s[0][0], s[0][1], s[2][3])]
+
+
+@_define(
+    "matmul_concat",
+    "x [R, K], w_1 [O1, K] ... w_n [On, K], the biases [Oi] of those that have one -> [R, O1] ... [R, On]",
+    ("biased",),
+    "y_i = x w_iᵀ (+ bias_i), as one product with the stacked weights; biased says which have a bias",
+    fused=True,
+)
+def _matmul_concat(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    weights = s[1 : 1 + len(a["biased"])]
+    _need(all(len(w) == 2 and w[1] == s[0][1] for w in weights), "matmul_concat", s)
+    return [(s[0][0], w[0]) for w in weights]
+
+
+@_define("gated", "gate [...], up [...] -> [...]", ("activation",), "y = activation(gate) · up", fused=True)
+def _gated(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[0] == s[1], "gated", s)
+    return [s[0]]
