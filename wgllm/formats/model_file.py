@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class TensorView:
         return out
 
     def rows_into(self, out: NDArray[np.float32], start: int = 0) -> None:
-        """Dequantizes rows ``start : start + len(out)`` into ``out``, a C-contiguous float32 [rows, shape[-1]]."""
+        """Dequantizes rows ``start : start + len(out)`` into ``out``: C-contiguous float32 [n, shape[-1]]."""
         fmt = self.format
         row_bytes = fmt.row_bytes(self.shape[-1])
         blocks = self.data[start * row_bytes : (start + len(out)) * row_bytes].reshape(-1, fmt.type_size)
@@ -82,6 +83,8 @@ class ModelFile:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorView]
     conventions: Conventions = field(default_factory=Conventions)
+    closer: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    """Closes the mapped files; called once, by ``close``."""
 
     @property
     def architecture(self) -> str:
@@ -95,4 +98,19 @@ class ModelFile:
         return value if isinstance(value, str) else None
 
     def close(self) -> None:
-        """Lets the mapping go. Arrays taken from ``tensors`` must not be used afterwards."""
+        """Empties ``metadata`` and ``tensors`` and lets the mapping go.
+
+        Arrays that were taken from them before stay valid: the mapping lives as long as the last of them.
+        """
+        self.metadata, self.tensors = {}, {}
+        closer, self.closer = self.closer, None
+        if closer is not None:
+            closer()
+
+    def __enter__(self) -> ModelFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

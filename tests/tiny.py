@@ -1,0 +1,74 @@
+"""The tiny models of tests/data with what they must compute."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests import tolerances
+from wgllm import models
+from wgllm.backends.base import Array, LoadOptions, Step
+from wgllm.backends.numpy_program import NumpyExecutor, NumpyProgram
+from wgllm.cache import cell_counts
+from wgllm.formats.gguf import open_gguf
+
+DATA = Path(__file__).parent / "data" / "tiny"
+CTX = 512  # what the tiny models were trained for
+
+
+@dataclass(frozen=True)
+class Tiny:
+    path: Path
+    expected: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name.removesuffix(".gguf")
+
+    @property
+    def tolerance(self) -> float:
+        return tolerances.NUMPY_TINY_GELU if "gemma" in self.id else tolerances.NUMPY_TINY
+
+    def cases(self) -> list[dict[str, Any]]:
+        cases = json.loads(self.expected.read_text(encoding="utf-8"))["cases"]
+        assert cases
+        return cases
+
+
+def _find() -> list[Tiny]:
+    found = []
+    for path in sorted(DATA.glob("*/*.gguf")):
+        own = path.with_name(path.name.removesuffix(".gguf") + ".expected.json")
+        # The converter drops Mistral's window: the file means the model without one.
+        shared = path.with_name("expected.noswa.json" if path.parent.name == "mistral" else "expected.json")
+        found.append(Tiny(path, own if own.exists() else shared))
+    return found
+
+
+ALL = _find()
+
+
+def tiny(name: str) -> Tiny:
+    return next(t for t in ALL if t.id == name)
+
+
+def load_program(path: Path, *, largest_step: int = 256, **options: Any) -> NumpyProgram:
+    """The model at ``path`` on NumPy, with room for the whole context."""
+    file = open_gguf(path)
+    built = models.build(file)
+    sizes = cell_counts(built.graph.windows, CTX, largest_step, slots=options.pop("slots", 1))
+    return NumpyExecutor().load(built.graph, file.tensors, LoadOptions(sizes, **options))
+
+
+def run_chunks(program: NumpyProgram, ids: list[int], chunk: int, *, slot: int = 0, start: int = 0) -> Array:
+    """Logits of all positions, ``chunk`` rows a step: [len(ids), V]."""
+    made = []
+    for at in range(0, len(ids), chunk):
+        part = ids[at : at + chunk]
+        step = Step.of(part, start + at, slot=slot, out_rows=range(len(part)))
+        made.append(program.run(step.inputs())["logits"])
+    return np.concatenate(made)

@@ -1,0 +1,187 @@
+"""Models from Hugging Face, against a hub of a few lines on the loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wgllm.errors import ModelNotFoundError
+from wgllm.hub_hf import _choose, _models, _of_quant
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOS: dict[str, dict[str, bytes]] = {
+    "org/many-GGUF": {
+        "README.md": b"text",
+        "many-Q4_K_M.gguf": b"GGUF four" * 100,
+        "many-Q8_0.gguf": b"GGUF eight" * 100,
+        "mmproj-many.gguf": b"GGUF other",
+        "many-F16-00001-of-00002.gguf": b"GGUF first" * 100,
+        "many-F16-00002-of-00002.gguf": b"GGUF second" * 100,
+    },
+    "org/one": {"only.gguf": b"GGUF one" * 100},
+    "org/none": {"model.safetensors": b"no"},
+    "org/lying": {"lying.gguf": b"GGUF as promised"},
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        pieces = self.path.partition("?")[0].strip("/").split("/")
+        if pieces[:2] == ["api", "models"]:
+            repo = "/".join(pieces[2:4])
+            if repo == "org/gated":
+                return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
+            if repo == "org/broken":
+                return self._send(500, b"{}", {})
+            if repo not in REPOS:
+                return self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+            siblings = [
+                {
+                    "rfilename": name,
+                    "size": len(data),
+                    "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1},
+                }
+                for name, data in REPOS[repo].items()
+            ]
+            info = {"id": repo, "sha": COMMIT, "siblings": siblings, "cardData": {"license": "mit"}}
+            return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+        data = REPOS["/".join(pieces[:2])][pieces[-1]]
+        etag = hashlib.sha256(data).hexdigest()
+        if pieces[-1] == "lying.gguf":
+            data = data[::-1]
+        return self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+
+    def _send(self, code: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+SCRIPT = """
+import sys
+from wgllm import WgllmError, hub
+for name in sys.argv[1:]:
+    try:
+        print("file", hub.resolve(name, progress=hub.SilentProgress()).read_bytes()[:11].decode())
+    except WgllmError as error:
+        print(error.exit_code, error)
+"""
+
+
+def ask(names: list[str], **env: str) -> list[str]:
+    # A process of its own, since huggingface_hub reads the environment when it is imported.
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names],
+        env=os.environ | env | {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_hub_names(endpoint: str, tmp_path: Path) -> None:
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    answers = ask(
+        [
+            "org/many-GGUF",
+            "hf:org/many-GGUF:q8_0",
+            "org/many-GGUF:F16",
+            "hf:org/one",
+            "hf:org/many-GGUF:Q2_K",
+            "org/none",
+            "org/gated",
+            "org/absent",
+            "org/lying",
+            "org/lying",
+        ],
+        **env,
+    )
+    assert answers[:4] == ["file GGUF fourGG", "file GGUF eightG", "file GGUF firstG", "file GGUF oneGGU"]
+    assert answers[4].startswith("3 org/many-GGUF has no Q2_K; it has many-Q4_K_M.gguf, many-Q8_0.gguf")
+    assert answers[5].startswith("3 org/none on Hugging Face has no GGUF file")
+    assert answers[6].startswith(
+        "3 org/gated is gated: accept its conditions at https://huggingface.co/org/gated"
+    )
+    assert answers[7].startswith("3 Hugging Face has no repository org/absent")
+    # What came with a wrong hash is not found in the cache by the next try.
+    assert answers[8].startswith("3 org/lying: lying.gguf came with the wrong SHA-256")
+    assert answers[9] == answers[8]
+
+    offline = ask(["org/many-GGUF", "org/one", "org/many-GGUF:Q2_K", "org/absent"], **env, HF_HUB_OFFLINE="1")
+    assert offline[:2] == ["file GGUF fourGG", "file GGUF oneGGU"]
+    assert offline[2] == "3 org/many-GGUF:Q2_K is not in the Hugging Face cache; HF_HUB_OFFLINE is set"
+    assert offline[3] == "3 org/absent is not in the Hugging Face cache; HF_HUB_OFFLINE is set"
+
+
+def test_what_is_cached_needs_no_network_and_no_hub_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--org--one"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    (folder / "snapshots" / COMMIT / "one-Q4_K_M.gguf").write_bytes(b"GGUF cached")
+    # Nothing listens on the discard port.
+    answers = ask(
+        ["org/one", "org/two"], HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path), NO_PROXY="*"
+    )
+    assert answers[0] == "file GGUF cached"
+    assert answers[1].startswith("3 org/two: ")
+
+
+def test_choosing() -> None:
+    models = _models(REPOS["org/many-GGUF"])
+    assert ["many-F16-00001-of-00002.gguf", "many-F16-00002-of-00002.gguf"] in models
+    assert _of_quant(models, "Q4_K") == []
+    assert _of_quant(models, "q8_0") == [["many-Q8_0.gguf"]]
+    with pytest.raises(ModelNotFoundError, match="several models; name one as hf:o/r:QUANT"):
+        _choose([["a-Q8_0.gguf"], ["a-F16.gguf"]], "o/r", None)
+    with pytest.raises(ModelNotFoundError, match="several models"):
+        _choose([["a-Q8_0.gguf"], ["b-Q8_0.gguf"]], "o/r", "Q8_0")
+
+
+def test_hostile_file_names_and_incomplete_splits_are_left_out() -> None:
+    names = [
+        "../x.gguf",
+        "/abs.gguf",
+        "a/../../x.gguf",
+        "C:\\x.gguf",
+        "c:x.gguf",
+        "a\\..\\x.gguf",
+        "a//x.gguf",
+    ]
+    assert _models(names) == []
+    assert _models(["x-00001-of-00003.gguf", "x-00003-of-00003.gguf"]) == []

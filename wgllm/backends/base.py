@@ -1,0 +1,105 @@
+"""What an executor is, and the step: the only unit of work there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wgllm.formats.model_file import TensorView
+from wgllm.graph import Graph, Node
+
+Array = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+Trace = Callable[[Node, Mapping[str, Array]], None]
+"""Called after each node with what it made, by name."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """R rows to compute. Prefill, decode, several sequences, a draft to verify: all are steps.
+
+    Rows of one slot have increasing positions, and follow on what the slot holds without a gap.
+    """
+
+    token: Ints
+    """[R] token ids."""
+    pos: Ints
+    """[R] positions in their sequences."""
+    slot: Ints
+    """[R] which sequence each row belongs to."""
+    out_rows: Ints
+    """[N] the rows that get logits."""
+
+    @staticmethod
+    def of(tokens: Sequence[int], start: int, *, slot: int = 0, out_rows: Sequence[int] = ()) -> Step:
+        """Consecutive ``tokens`` of one slot from position ``start``."""
+        n = len(tokens)
+        return Step(
+            token=np.asarray(tokens, np.int32),
+            pos=np.arange(start, start + n, dtype=np.int32),
+            slot=np.full(n, slot, np.int32),
+            out_rows=np.asarray(out_rows, np.int32),
+        )
+
+    def inputs(self) -> dict[str, Array | Ints]:
+        """The step as the graph's input tensors."""
+        return {"token": self.token, "pos": self.pos, "slot": self.slot, "out_rows": self.out_rows}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a graph is loaded, for every executor."""
+
+    sizes: Mapping[str, int]
+    """Values of the graph's named sizes: ``slots`` and the cell counts."""
+    kv_type: str = "f32"
+    """How KV state is stored: f32, f16, q8_0, q4_0."""
+    memory: int | None = None
+    """Bytes that weights may take; None: what the machine has."""
+    threads: int | None = None
+    progress: Callable[[int, int], None] | None = None
+    """Called with the bytes of weights read and their total."""
+
+
+class Program(Protocol):
+    """A graph loaded by an executor, with its weights and its state."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a step of one row reads."""
+
+    @property
+    def products(self) -> tuple[int, int]:
+        """Weights that each row, and each row with logits, is multiplied with."""
+
+    def run(
+        self,
+        inputs: Mapping[str, Array | Ints],
+        *,
+        interrupt: Callable[[], None] | None = None,
+        trace: Trace | None = None,
+    ) -> dict[str, Array]:
+        """Runs all nodes; returns the graph's outputs by name.
+
+        ``interrupt`` is called between nodes and may raise to give the step up; the state then holds part of it.
+        """
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forgets positions from ``length`` on."""
+
+    def close(self) -> None:
+        """Frees weights and state."""
+
+
+class Executor(Protocol):
+    name: str
+    fused_ops: frozenset[str]
+    """The fused operators that it has kernels for; of others it runs the body."""
+
+    def load(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> Program:
+        """Makes a graph ready to run."""

@@ -1,0 +1,335 @@
+"""The reference: every operator in NumPy. This defines what is right; ``wgllm.ops`` gives the mathematics in a line.
+
+Inputs are float32 arrays (int32 for tokens, positions and slots), weights that are matrices are ``Matrix`` objects.
+KV state is [S, Hkv, C, D] with float32 cells whatever its type: values are rounded as that type would.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from wgllm.backends.base import Array, Ints
+from wgllm.backends.numpy_weights import Matrix
+from wgllm.quant import format_by_name
+
+# Temporaries of attention and of the gated activation are bounded to about this many numbers (1 MiB): they then stay
+# in a core's cache.
+_BLOCK = 1 << 18
+
+
+def embed(table: Matrix, token: Ints) -> Array:
+    return table.view.gather(token)
+
+
+def select_rows(x: Array, out_rows: Ints) -> Array:
+    return x[out_rows]
+
+
+def matmul(x: Array, w: Matrix) -> Array:
+    return w.product(x)
+
+
+def scale(x: Array, *, factor: float) -> Array:
+    return x * np.float32(factor)
+
+
+def softcap(x: Array, *, cap: float) -> Array:
+    y = x * np.float32(1 / cap)
+    np.tanh(y, out=y)
+    y *= np.float32(cap)
+    return y
+
+
+def silu(x: Array) -> Array:
+    y = np.negative(x)
+    np.exp(y, out=y)
+    y += np.float32(1)
+    return np.divide(x, y, out=y)
+
+
+def gelu_tanh(x: Array) -> Array:
+    y = x * x
+    y *= x
+    y *= np.float32(0.044715)
+    y += x
+    y *= np.float32(0.7978845608028654)  # √(2/π)
+    np.tanh(y, out=y)
+    y += np.float32(1)
+    y *= x
+    y *= np.float32(0.5)
+    return y
+
+
+def softmax(x: Array) -> Array:
+    y = x - x.max(axis=-1, keepdims=True)
+    np.exp(y, out=y)
+    y /= y.sum(axis=-1, keepdims=True)
+    return y
+
+
+def add(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def mul(a: Array, b: Array) -> Array:
+    return a * b
+
+
+def reshape(x: Array, *, shape: tuple[int, ...]) -> Array:
+    return x.reshape(shape)  # a named size is -1 here: the program has put that in
+
+
+def rms_norm(x: Array, w: Array, *, eps: float, offset: float) -> Array:
+    if offset:
+        w = w + np.float32(offset)
+    if x.size == len(w):
+        # One row, the case of every generated token: a dot product costs half of what the general form does.
+        row = x.reshape(-1)
+        y: Array = w * np.float32(1 / math.sqrt(float(row.dot(row)) / len(w) + eps))
+        y *= row
+        return y.reshape(x.shape)
+    mean_square = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(len(w))
+    y = x * (np.float32(1) / np.sqrt(mean_square + np.float32(eps)))
+    y *= w
+    return y
+
+
+class RopeTable:
+    """cos and sin of every angle of one kind of rope, for positions up to the largest seen."""
+
+    def __init__(self, dim: int, theta: float, scale: float, factors: Array | None) -> None:
+        # In float32 as the models were trained and as the reference computes them.
+        exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        self.frequency = np.float32(1) / np.float32(theta) ** exponent  # [dim/2]
+        if factors is not None:
+            self.frequency = self.frequency / factors
+        self.frequency = (self.frequency * np.float32(scale)).astype(np.float32)
+        self.angles = np.empty((0, dim // 2), np.complex64)
+
+    def turns(self, pos: Ints) -> np.ndarray[Any, np.dtype[np.complex64]]:
+        """exp(i·angle) as complex64 [R, 1, dim/2]."""
+        need = int(pos[-1] if len(pos) == 1 else pos.max()) + 1
+        if need > len(self.angles):
+            n = max(need, 2 * len(self.angles), 256)
+            angle = np.arange(n, dtype=np.float32)[:, None] * self.frequency
+            self.angles = np.cos(angle) + np.complex64(1j) * np.sin(angle)
+        return self.angles[pos][:, None]
+
+
+@functools.lru_cache(maxsize=32)
+def _rope_table(dim: int, theta: float, scale: float, factors: bytes | None) -> RopeTable:
+    return RopeTable(dim, theta, scale, None if factors is None else np.frombuffer(factors, np.float32))
+
+
+def rope(
+    x: Array, pos: Ints, factors: Array | None = None, *, theta: float, dim: int, interleaved: bool, scale: float
+) -> Array:
+    table = _rope_table(dim, theta, scale, None if factors is None else factors.tobytes())
+    return turn_pairs(x, table.turns(pos), dim, interleaved)
+
+
+def turn_pairs(x: Array, turns: np.ndarray[Any, np.dtype[np.complex64]], dim: int, interleaved: bool) -> Array:
+    """Turns the pairs of the first ``dim`` numbers of x [R, H, D] by ``turns`` [R, 1, dim/2]."""
+    if interleaved and dim == x.shape[-1]:
+        pairs = np.ascontiguousarray(x).view(np.complex64)
+        return (pairs * turns).view(np.float32)
+    y = np.empty_like(x)
+    if interleaved:
+        pairs = np.ascontiguousarray(x[..., :dim]).view(np.complex64)
+        y[..., :dim] = (pairs * turns).view(np.float32)
+    else:
+        half = dim // 2
+        a, b, cos, sin = x[..., :half], x[..., half:dim], turns.real, turns.imag
+        np.multiply(a, cos, out=y[..., :half])
+        y[..., :half] -= b * sin
+        np.multiply(b, cos, out=y[..., half:dim])
+        y[..., half:dim] += a * sin
+    y[..., dim:] = x[..., dim:]
+    return y
+
+
+def cell_write(cell_pos: Ints, pos: Ints, slot: Ints) -> None:
+    cell_pos[slot, pos % cell_pos.shape[1]] = pos
+
+
+def kv_write(state: Array, x: Array, pos: Ints, slot: Ints, *, kv_type: str) -> None:
+    if kv_type != "f32":
+        x = round_as(x, kv_type)
+    if len(pos) == 1:
+        state[slot[0], :, pos[0] % state.shape[2]] = x[0]
+    else:
+        # The indexed axes are split by a slice, so that they come first: [R, Hkv, D].
+        state[slot, :, pos % state.shape[2]] = x
+
+
+def round_as(x: Array, kv_type: str) -> Array:
+    """x rounded as storing its last axis in ``kv_type`` does."""
+    if kv_type == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    fmt = format_by_name(kv_type)
+    y = np.empty_like(x, order="C")
+    fmt.dequantize_blocks(fmt.quantize_blocks(x.reshape(-1, fmt.block_size)), y.reshape(-1, fmt.block_size))
+    return y
+
+
+def _per_slot(slot: Ints) -> list[tuple[int, slice | Ints]]:
+    """The slots of a step and the rows of each."""
+    first = int(slot[0])
+    if len(slot) == 1 or bool((slot == first).all()):
+        return [(first, slice(None))]
+    return [(int(s), np.flatnonzero(slot == s).astype(np.int32)) for s in np.unique(slot)]
+
+
+def attn_scores(q: Array, k: Array, slot: Ints) -> Array:
+    n_rows, n_heads, _ = q.shape
+    n_kv, cells = k.shape[1:3]
+    y = np.empty((n_rows, n_heads, cells), np.float32)
+    for s, rows in _per_slot(slot):
+        for h in range(n_heads):
+            y[rows, h] = q[rows, h] @ k[s, h * n_kv // n_heads].T
+    return y
+
+
+def mask(scores: Array, cell_pos: Ints, pos: Ints, slot: Ints, *, window: int | None) -> Array:
+    return np.where(visible(cell_pos[slot], pos, window)[:, None], scores, np.float32(-np.inf))
+
+
+def visible(cell_pos: Ints, pos: Ints, window: int | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which cells [R, C] (cell_pos is [C] or [R, C]) each row sees."""
+    at = pos[:, None]
+    seen = (cell_pos >= 0) & (cell_pos <= at)
+    if window is not None:
+        seen &= cell_pos > at - window
+    return seen
+
+
+def attn_values(p: Array, v: Array, slot: Ints) -> Array:
+    n_rows, n_heads, _ = p.shape
+    n_kv, _, head_dim = v.shape[1:]
+    y = np.empty((n_rows, n_heads, head_dim), np.float32)
+    for s, rows in _per_slot(slot):
+        for h in range(n_heads):
+            y[rows, h] = p[rows, h] @ v[s, h * n_kv // n_heads]
+    return y
+
+
+def attention(
+    q: Array, k: Array, v: Array, cell_pos: Ints, pos: Ints, slot: Ints,
+    *, scale: float, softcap: float | None, window: int | None,
+) -> Array:  # fmt: skip
+    y = np.empty((*q.shape[:2], v.shape[3]), np.float32)
+    for s, rows in _per_slot(slot):
+        if len(pos) == 1:
+            _attend_row(q[0], k[s], v[s], cell_pos[s], int(pos[0]), scale, softcap, window, y[0])
+        else:
+            y[rows] = _attend_rows(q[rows], k[s], v[s], cell_pos[s], pos[rows], scale, softcap, window)
+    return y
+
+
+def _attend_row(
+    q: Array, k: Array, v: Array, cell_pos: Ints, pos: int,
+    scale: float, cap: float | None, window: int | None, out: Array,
+) -> None:  # fmt: skip
+    """One query row q [H, D] over k, v [Hkv, C, D]; all heads at once."""
+    n_kv, cells, head_dim = k.shape
+    seen = None
+    if pos < cells:
+        # Nothing has wrapped: cell c holds position c.
+        low = 0 if window is None else max(0, pos - window + 1)
+        k, v = k[:, low : pos + 1], v[:, low : pos + 1]
+    else:
+        seen = visible(cell_pos, np.array([pos], np.int32), window)[0]
+    q = (q * np.float32(scale)).reshape(n_kv, -1, head_dim)  # [Hkv, G, D]
+    scores = q @ k.transpose(0, 2, 1)  # [Hkv, G, n]
+    if cap is not None:
+        scores = softcap(scores, cap=cap)
+    if seen is not None:
+        scores[:, :, ~seen] = -np.inf
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    y = scores @ v  # [Hkv, G, D]
+    np.divide(y, total, out=out.reshape(y.shape))
+
+
+def _attend_rows(
+    q: Array, k: Array, v: Array, cell_pos: Ints, pos: Ints,
+    scale: float, cap: float | None, window: int | None,
+) -> Array:  # fmt: skip
+    """Rows q [R, H, D] of one slot over k, v [Hkv, C, D], in blocks of rows whose scores stay small."""
+    n_rows, n_heads, head_dim = q.shape
+    n_kv, cells, _ = k.shape
+    group = n_heads // n_kv
+    y = np.empty((n_rows, n_heads, v.shape[2]), np.float32)
+    last = int(pos[-1])
+    wrapped = last >= cells
+    used = cells if wrapped else last + 1
+    block = max(1, min(n_rows, _BLOCK // (group * used)))
+    q = q * np.float32(scale)
+    for r0 in range(0, n_rows, block):
+        r1 = min(n_rows, r0 + block)
+        at = pos[r0:r1]
+        low, high = 0, cells
+        if not wrapped:
+            # Cell c holds position c: keys outside low:high are seen by no row of this block.
+            high = int(at[-1]) + 1
+            low = 0 if window is None else max(0, int(at[0]) - window + 1)
+        hidden = ~visible(cell_pos[low:high], at, window)[:, None]  # [r, 1, n]
+        for h in range(n_kv):
+            heads = slice(h * group, (h + 1) * group)
+            scores = q[r0:r1, heads].reshape(-1, head_dim) @ k[h, low:high].T  # [r·G, n]
+            if cap is not None:
+                scores = softcap(scores, cap=cap)
+            np.copyto(scores.reshape(r1 - r0, group, -1), np.float32(-np.inf), where=hidden)
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
+            total = scores.sum(axis=-1, keepdims=True)
+            values = scores @ v[h, low:high]
+            values /= total
+            y[r0:r1, heads] = values.reshape(r1 - r0, group, -1)
+    return y
+
+
+_ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
+def gated(gate: Array, up: Array, *, activation: str) -> Array:
+    act = _ACTIVATIONS[activation]
+    rows = max(1, _BLOCK // gate.shape[-1])
+    if len(gate) <= rows:
+        y = act(gate)
+        y *= up
+        return y
+    y = np.empty(gate.shape, np.float32)
+    for r in range(0, len(gate), rows):
+        np.multiply(act(gate[r : r + rows]), up[r : r + rows], out=y[r : r + rows])
+    return y
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "embed": embed,
+    "select_rows": select_rows,
+    "matmul": matmul,
+    "scale": scale,
+    "softcap": softcap,
+    "silu": silu,
+    "gelu_tanh": gelu_tanh,
+    "softmax": softmax,
+    "add": add,
+    "mul": mul,
+    "reshape": reshape,
+    "rms_norm": rms_norm,
+    "rope": rope,
+    "cell_write": cell_write,
+    "kv_write": kv_write,
+    "attn_scores": attn_scores,
+    "mask": mask,
+    "attn_values": attn_values,
+    "attention": attention,
+    "gated": gated,
+}

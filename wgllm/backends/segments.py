@@ -1,0 +1,66 @@
+"""A run is a list of segments, each a subgraph on an executor of its own; boundary tensors pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from wgllm.backends.base import Array, Ints, Program, Step, Trace
+from wgllm.errors import NumericError
+from wgllm.graph import Node
+
+
+class Pipeline:
+    """Runs steps through programs in order. One program is the usual case."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self.programs = list(programs)
+
+    def run(self, step: Step, *, interrupt: Callable[[], None] | None = None, trace: Trace | None = None) -> Array:
+        """The logits [N, V] of the step's ``out_rows``."""
+        values: dict[str, Array | Ints] = step.inputs()
+        for program in self.programs:
+            values.update(program.run(values, interrupt=interrupt, trace=trace))
+        logits = values["logits"]
+        assert logits.dtype == np.float32
+        return logits  # type: ignore[return-value]
+
+    def first_bad_node(self, step: Step) -> Node | None:
+        """Runs the step again and returns the first node that makes a NaN or an infinity."""
+
+        class Found(Exception):
+            pass
+
+        bad: list[Node] = []
+
+        def look(node: Node, made: dict[str, Array]) -> None:
+            # A mask makes -inf on purpose.
+            if node.op != "mask" and not all(np.isfinite(a).all() for a in made.values() if a.dtype == np.float32):
+                bad.append(node)
+                raise Found
+
+        try:
+            self.run(step, trace=look)  # type: ignore[arg-type]
+        except Found:
+            return bad[0]
+        return None
+
+    def truncate(self, slot: int, length: int) -> None:
+        for program in self.programs:
+            program.truncate(slot, length)
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.close()
+
+
+def numeric_error(node: Node | None) -> NumericError:
+    """The error of a step whose logits hold a NaN or an infinity, first seen in what ``node`` made."""
+    if node is None:
+        return NumericError("the logits hold a NaN or an infinity, which running the step again does not show")
+    place = "outside the layers" if node.layer is None else f"in layer {node.layer}"
+    return NumericError(
+        f"the model's numbers became NaN or infinite, first {place} ({node.op} {node.outputs[0]}); "
+        "the file may be damaged"
+    )

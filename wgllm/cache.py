@@ -1,0 +1,90 @@
+"""Bookkeeping of the KV state: what each slot holds, how far it can go back, how large its rings are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from wgllm.graph import SLOTS, Graph
+
+
+def cell_counts(windows: Mapping[str, int | None], ctx_size: int, largest_step: int, slots: int) -> dict[str, int]:
+    """Values of a graph's named sizes. A windowed layer's ring holds its window and the largest step.
+
+    While a step of T rows is written, its first row must still see window - 1 positions before it.
+    """
+    sizes = {
+        name: ctx_size if window is None else min(ctx_size, window + largest_step) for name, window in windows.items()
+    }
+    sizes[SLOTS] = slots
+    return sizes
+
+
+def state_bytes(graph: Graph, sizes: Mapping[str, int], bytes_per_number: float) -> int:
+    """Memory of the KV state of a graph whose named sizes have these values."""
+    total = 0.0
+    for tensor in graph.of_kind("state"):
+        n = 1
+        for d in tensor.shape:
+            n *= d if isinstance(d, int) else sizes[d]
+        total += n * (4 if tensor.dtype == "i32" else bytes_per_number)
+    return int(total)
+
+
+@dataclass
+class _Slot:
+    tokens: list[int] = field(default_factory=list)
+    """The token at each position that the state holds."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """Per ring: positions below this have been overwritten."""
+
+
+class KVCache:
+    """What the slots hold. It tells what to run; the programs hold the numbers."""
+
+    def __init__(self, windows: Mapping[str, int | None], sizes: Mapping[str, int], ctx_size: int) -> None:
+        self.ctx_size = ctx_size
+        self._rings = {n: (sizes[n], w) for n, w in windows.items() if w is not None and sizes[n] < ctx_size}
+        self._slots = [_Slot(lost=dict.fromkeys(self._rings, 0)) for _ in range(sizes[SLOTS])]
+
+    def length(self, slot: int) -> int:
+        return len(self._slots[slot].tokens)
+
+    def tokens(self, slot: int) -> list[int]:
+        """The tokens that the slot holds (a copy)."""
+        return list(self._slots[slot].tokens)
+
+    def begin(self, slot: int, n: int) -> None:
+        """A step is about to write ``n`` positions after what the slot holds; rings lose what lay in those cells."""
+        state = self._slots[slot]
+        end = len(state.tokens) + n
+        for name, (cells, _) in self._rings.items():
+            state.lost[name] = max(state.lost[name], end - cells)
+
+    def commit(self, slot: int, tokens: Sequence[int]) -> None:
+        """The step that was begun has run."""
+        self._slots[slot].tokens.extend(tokens)
+
+    def truncate(self, slot: int, length: int) -> int:
+        """Keeps at most the first ``length`` positions; returns how many are kept.
+
+        Fewer are kept (none) when a window that a later row sees is no longer whole: after that the caller runs the
+        tokens again from where the slot now ends. The programs must be told the same length.
+        """
+        state = self._slots[slot]
+        length = min(length, len(state.tokens))
+        for name, (_, window) in self._rings.items():
+            assert window is not None
+            # The next row, at position `length`, sees positions from here on.
+            if max(0, length - window + 1) < min(state.lost[name], length):
+                length = 0
+        if length == 0:
+            state.lost = dict.fromkeys(self._rings, 0)
+        del state.tokens[length:]
+        return length
+
+    def common_prefix(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, from the first on, the slot holds."""
+        held = self._slots[slot].tokens
+        n = min(len(held), len(tokens))
+        return next((i for i in range(n) if held[i] != tokens[i]), n)

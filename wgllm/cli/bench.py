@@ -1,0 +1,150 @@
+"""``wgllm bench``: tokens per second, and the share of what the machine could do that this is."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wgllm.cli.console import say, use_utf8
+from wgllm.cli.options import load_model, model_options
+from wgllm.errors import UsageError
+
+if TYPE_CHECKING:
+    from wgllm.engine import Engine
+
+
+@click.command("bench", context_settings={"help_option_names": ["-h", "--help"]})
+@model_options
+@click.option("-p", "--n-prompt", "prompts", default="512", show_default=True, metavar="N,N…",
+              help="Prompt lengths to measure; 0: none.")
+@click.option("-n", "--n-gen", "generations", default="128", show_default=True, metavar="N,N…",
+              help="Generation lengths to measure; 0: none.")
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+              help="Runs of each test; the median is told.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def bench_command(prompts: str, generations: str, repetitions: int, as_json: bool, **model_args: Any) -> None:
+    """Measure prompt processing (pp) and generation (tg) speed.
+
+    \b
+    wgllm bench -m smollm2 -p 128,512 -n 64
+    wgllm bench --json -r 3
+
+    After each run the memory bandwidth of a float32 matrix-vector product and the speed of a matrix product are
+    measured too; the shares are of these, in the same run.
+    """
+    use_utf8()
+    tests = [("pp", n) for n in _lengths(prompts)] + [("tg", n) for n in _lengths(generations)]
+    if not tests:
+        raise UsageError("there is nothing to measure: give -p or -n")
+    if not model_args["ctx_size"]:
+        model_args["ctx_size"] = max(512, *(n + 1 for _, n in tests))
+    with load_model(**model_args) as llm:
+        from wgllm.engine import Engine
+
+        assert isinstance(llm.engine, Engine) and llm.model is not None
+        machine = _Machine()
+        if not as_json:
+            click.echo(f"{'model':24} {'test':8} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'of gemv':>8} {'of gemm':>8}")
+        for kind, n in tests:
+            result = _measure(llm.engine, kind, n, repetitions, machine)
+            result = {"model": model_args["model"], "backend": "numpy", **result}
+            if as_json:
+                click.echo(json.dumps(result))
+            else:
+                click.echo(_row(result))
+        if not as_json:
+            say(f"float32 gemv {machine.bandwidth / 1e9:.1f} GB/s · gemm {machine.flops / 1e9:.0f} GFLOP/s")
+
+
+class _Machine:
+    """What the CPU reaches in float32 on matrices that no cache holds; measured beside the tests."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._w = np.ones((8192, 8192), np.float32)  # 256 MiB
+        self._x = np.ones(8192, np.float32)
+        self._a = np.ones((256, 2048), np.float32)
+        self._bandwidths: list[float] = []
+        self._flops: list[float] = []
+        self.measure()  # first touch is no measurement
+        self._bandwidths.clear()
+        self._flops.clear()
+
+    def measure(self) -> None:
+        start = time.perf_counter()
+        self._w @ self._x
+        self._bandwidths.append(self._w.nbytes / (time.perf_counter() - start))
+        b = self._w[:2048, :2048]
+        start = time.perf_counter()
+        self._a @ b.T
+        self._flops.append(2 * 256 * 2048 * 2048 / (time.perf_counter() - start))
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second of a matrix-vector product, the median."""
+        return statistics.median(self._bandwidths)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations per second of a matrix product, the median."""
+        return statistics.median(self._flops)
+
+
+def _measure(engine: Engine, kind: str, n: int, repetitions: int, machine: _Machine) -> dict[str, Any]:
+    """Median speed of a test: ``pp`` reads n tokens from empty, ``tg`` makes n after one."""
+    from wgllm.engine import Request, run_request
+    from wgllm.sampling import SamplingParams
+
+    vocab = engine.vocab_size
+    greedy = SamplingParams(temperature=0)
+    rates: list[float] = []
+    for repetition in range(repetitions + 1):
+        # A first token that differs each time leaves the cache nothing to re-use.
+        tokens = [(repetition * 7919 + i * 31) % vocab for i in range(n if kind == "pp" else 1)]
+        count = 1 if kind == "pp" else n + 1
+        *_, last = run_request(engine, Request(tokens, count, greedy, ignore_eos=True))
+        assert last.stats is not None
+        if repetition:  # the first run warms up
+            rates.append(last.stats.prefill_rate if kind == "pp" else last.stats.decode_rate)
+        machine.measure()
+    rate = statistics.median(rates)
+    weight_bytes = sum(p.weight_bytes for p in engine.pipeline.programs)
+    per_row, per_out_row = (sum(sizes) for sizes in zip(*(p.products for p in engine.pipeline.programs), strict=True))
+    flops_per_token = 2 * (per_row + per_out_row / n)
+    return {
+        "test": f"{kind}{n}",
+        "tok_s": round(rate, 2),
+        "tok_s_min": round(min(rates), 2),
+        "tok_s_max": round(max(rates), 2),
+        "repetitions": repetitions,
+        "bytes_per_token": weight_bytes if kind == "tg" else weight_bytes / n,
+        "bandwidth_share": round(weight_bytes * rate / machine.bandwidth, 4) if kind == "tg" else None,
+        "flops_share": round(flops_per_token * rate / machine.flops, 4) if kind == "pp" else None,
+        "gemv_bytes_s": round(machine.bandwidth),
+        "gemm_flops": round(machine.flops),
+    }
+
+
+def _row(r: dict[str, Any]) -> str:
+    spread = 50 * (r["tok_s_max"] - r["tok_s_min"]) / r["tok_s"]
+    bandwidth = "" if r["bandwidth_share"] is None else f"{r['bandwidth_share']:8.0%}"
+    flops = "" if r["flops_share"] is None else f"{r['flops_share']:8.0%}"
+    return (
+        f"{r['model'][:24]:24} {r['test']:8} {r['tok_s']:10.2f} {spread:6.1f} "
+        f"{r['bytes_per_token'] / 1e9:9.3f} {bandwidth:>8} {flops:>8}"
+    )
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise UsageError(f"{text!r} is no list of numbers such as 128,512") from None
+    if any(n < 0 for n in lengths):
+        raise UsageError("lengths can't be negative")
+    return [n for n in lengths if n]

@@ -1,0 +1,74 @@
+"""What commands share: messages on stderr, text on stdout that can't harm a terminal, prompts from files and pipes."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from wgllm.errors import UsageError
+
+
+def use_utf8() -> None:
+    """stdout and stderr in UTF-8 whatever the locale; what can't be encoded is replaced, never an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def say(message: str) -> None:
+    """A message for people, on stderr."""
+    click.echo(message, err=True)
+
+
+def harmless(text: str) -> str:
+    """``text`` from a model without control characters, so that it can't give a terminal orders."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def write_text(text: str) -> None:
+    """Model text on stdout at once; made harmless when a terminal reads it."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def loading_bar(what: str) -> Callable[[int, int], None] | None:
+    """A progress callback that redraws one line of stderr while weights load; None when it is no terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return None
+    shown = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // max(1, total)
+        if percent != shown:
+            shown = percent
+            sys.stderr.write(f"\rloading {what} {percent:3d}%" if percent < 100 else "\r\x1b[K")
+            sys.stderr.flush()
+
+    return progress
+
+
+def read_text(path: str) -> str:
+    """A file's text, or stdin's for ``-``. Raises UsageError."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{'stdin' if path == '-' else path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
+def stdin_is_piped() -> bool:
+    """Whether stdin is a pipe or a file, rather than a terminal, a socket or nothing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

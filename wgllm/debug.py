@@ -1,0 +1,22 @@
+"""Switches of the environment, all in one place.
+
+``WGLLM_DEBUG`` 1: tracebacks. ``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def level() -> int:
+    """``WGLLM_DEBUG`` as a number, 0 when unset."""
+    value = os.environ.get("WGLLM_DEBUG", "0")
+    return int(value) if value.isdigit() else 0
+
+
+def fusion_off() -> frozenset[str] | None:
+    """Names of fusion passes that are turned off, or None when all are."""
+    value = os.environ.get("WGLLM_FUSE", "")
+    if value == "0":
+        return None
+    return frozenset(part[1:] for part in value.split(",") if part.startswith("-"))

@@ -1,0 +1,326 @@
+"""The engine: requests in, events out. Each ``step()`` runs one step of the model."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from wgllm.backends.base import Array, Step
+from wgllm.backends.segments import Pipeline, numeric_error
+from wgllm.cache import KVCache
+from wgllm.errors import Cancelled, UsageError
+from wgllm.sampling import SamplingParams, fresh_seed, sample
+from wgllm.tokenizer import IncrementalDecoder, StopScanner, Tokenizer
+
+
+# Logits of many rows are computed in steps whose own logits take at most this much.
+_LOGITS_BYTES = 64 << 20
+
+
+class FinishReason(str, enum.Enum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    """An end-of-generation token or a stop string."""
+    LENGTH = "length"
+    """``max_tokens`` were made."""
+    CONTEXT = "context"
+    """The context is full."""
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and times (seconds) of one request."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, those that the cache still held."""
+    generated_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    """From the first token to the last: generated_tokens - 1 steps."""
+    first_token_seconds: float | None = None
+    """From submitting to the first token."""
+    context_used: int = 0
+    context_size: int = 0
+    seed: int = 0
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens per second, those from the cache not counted."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Generated tokens per second, without the first, which prefill makes."""
+        return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """One token with the text that it completes, or (``finish`` set) the end of a request."""
+
+    request: int
+    text: str
+    """May be empty: a token that ends inside a character, or whose text may begin a stop string."""
+    token_id: int | None
+    finish: FinishReason | None = None
+    stats: Stats | None = None
+    """On the last event."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. ``max_tokens`` None goes on until the end, or until the context is full."""
+
+    tokens: Sequence[int]
+    max_tokens: int | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+
+
+class EngineLike(Protocol):
+    """What front ends need of an engine: ``Engine``, the worker's proxy, and ``FakeEngine`` have it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def ctx_size(self) -> int: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    def submit(self, request: Request) -> int: ...
+
+    def step(self) -> list[Event]: ...
+
+    def cancel(self, request: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run_request(engine: EngineLike, request: Request) -> Iterator[Event]:
+    """Submits, yields the request's events until its last; a caller that stops early cancels it."""
+    number = engine.submit(request)
+    finished = False
+    try:
+        while not finished:
+            for event in engine.step():
+                if event.request == number:
+                    finished = event.finish is not None
+                    yield event
+    finally:
+        if not finished:
+            engine.cancel(number)
+            while engine.busy:
+                engine.step()
+
+
+class _Active:
+    """The state of the request that runs."""
+
+    def __init__(self, number: int, request: Request, tokenizer: Tokenizer, started: float) -> None:
+        self.number = number
+        self.request = request
+        self.pending = list(request.tokens)
+        """Tokens that the model has not read yet."""
+        self.decoder = IncrementalDecoder(tokenizer, continuation=True)
+        self.scanner = StopScanner(request.stop)
+        self.started = started
+        seed = request.sampling.seed
+        self.seed = fresh_seed() if seed is None or seed < 0 else seed
+        self.stats = Stats(prompt_tokens=len(request.tokens), seed=self.seed)
+        self.begun = False
+
+
+class Engine:
+    """Runs requests one after the other on slot 0. Not thread-safe, but for ``cancel``."""
+
+    def __init__(
+        self, pipeline: Pipeline, cache: KVCache, tokenizer: Tokenizer, *, largest_step: int, vocab_size: int
+    ) -> None:
+        self.pipeline = pipeline
+        self.cache = cache
+        self._tokenizer = tokenizer
+        self.largest_step = largest_step
+        self.vocab_size = vocab_size
+        self._numbers = itertools.count()
+        self._queue: deque[_Active] = deque()
+        self._live: set[int] = set()
+        self._cancelled: set[int] = set()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def ctx_size(self) -> int:
+        return self.cache.ctx_size
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._queue)
+
+    def submit(self, request: Request) -> int:
+        """Queues a request; returns its number. Raises UsageError for one that can't run."""
+        n = len(request.tokens)
+        if n == 0:
+            raise UsageError("the prompt is empty: there is nothing to go on from")
+        if n > self.ctx_size:
+            raise UsageError(f"the prompt has {n} tokens, the context {self.ctx_size}; a larger one is needed")
+        bad = next((t for t in request.tokens if not 0 <= t < self.vocab_size), None)
+        if bad is not None:
+            raise UsageError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
+        active = _Active(next(self._numbers), request, self.tokenizer, time.perf_counter())
+        self._queue.append(active)
+        self._live.add(active.number)
+        return active.number
+
+    def cancel(self, request: int) -> None:
+        """Ends a request at the next node of its step. May be called from another thread or a signal handler."""
+        if request in self._live:
+            self._cancelled.add(request)
+
+    def step(self) -> list[Event]:
+        """Runs one step of the request that is first in the queue; returns what it made."""
+        if not self._queue:
+            return []
+        active = self._queue[0]
+        try:
+            if active.number in self._cancelled:
+                raise Cancelled
+            return self._advance(active)
+        except Cancelled:
+            return [self._finish(active, FinishReason.CANCELLED)]
+        except BaseException:
+            self._retire(active)
+            raise
+
+    def logits(self, tokens: Sequence[int], out_rows: Sequence[int]) -> Array:
+        """Runs ``tokens`` from an empty slot; the logits [len(out_rows), V] of the given (ascending) rows."""
+        if self.busy:
+            raise UsageError("the engine is generating: its context is in use")
+        if len(tokens) > self.ctx_size:
+            raise UsageError(f"{len(tokens)} tokens do not fit the context of {self.ctx_size}")
+        self._truncate(0)
+        result = np.empty((len(out_rows), self.vocab_size), np.float32)
+        at_once = max(1, _LOGITS_BYTES // (4 * self.vocab_size))
+        size = min(self.largest_step, at_once) if len(out_rows) > at_once else self.largest_step
+        done = 0
+        while (start := self.cache.length(0)) < len(tokens):
+            chunk = tokens[start : start + size]
+            wanted = [r - start for r in out_rows if start <= r < start + len(chunk)]
+            made = self._run(chunk, wanted)
+            result[done : done + len(wanted)] = made
+            done += len(wanted)
+        return result
+
+    def close(self) -> None:
+        self._queue.clear()
+        self.pipeline.close()
+
+    def _advance(self, active: _Active) -> list[Event]:
+        now = time.perf_counter()
+        if not active.begun:
+            active.begun = True
+            self._reuse_prefix(active)
+        last_chunk = len(active.pending) <= self.largest_step
+        chunk = active.pending[: self.largest_step]
+        logits = self._run(chunk, [len(chunk) - 1] if last_chunk else [], active.number)
+        del active.pending[: len(chunk)]
+        generated = active.stats.generated_tokens
+        events = self._next_token(active, logits[0]) if last_chunk else []
+        spent = time.perf_counter() - now
+        if generated == 0:
+            active.stats = replace(active.stats, prefill_seconds=active.stats.prefill_seconds + spent)
+        else:
+            active.stats = replace(active.stats, decode_seconds=active.stats.decode_seconds + spent)
+        if events and events[-1].finish is not None:
+            events[-1] = replace(events[-1], stats=self._final_stats(active))
+        return events
+
+    def _reuse_prefix(self, active: _Active) -> None:
+        """Keeps what the cache holds of the prompt; at least its last token is read, for its logits."""
+        prefix = min(self.cache.common_prefix(0, active.pending), len(active.pending) - 1)
+        kept = self._truncate(prefix)
+        del active.pending[:kept]
+        active.stats = replace(active.stats, cached_tokens=kept)
+
+    def _run(self, tokens: Sequence[int], out_rows: Sequence[int], number: int | None = None) -> Array:
+        """One step of slot 0. On any failure the slot is as it was before."""
+
+        def interrupt() -> None:
+            if number in self._cancelled:
+                raise Cancelled
+
+        self.cache.begin(0, len(tokens))
+        step = Step.of(tokens, self.cache.length(0), out_rows=out_rows)
+        try:
+            logits = self.pipeline.run(step, interrupt=interrupt if number is not None else None)
+            if not np.isfinite(logits).all():
+                raise numeric_error(self.pipeline.first_bad_node(step))
+        except BaseException:
+            self._drop_partial_step()
+            raise
+        self.cache.commit(0, tokens)
+        return logits
+
+    def _drop_partial_step(self) -> None:
+        self._truncate(self.cache.length(0))
+
+    def _truncate(self, length: int) -> int:
+        kept = self.cache.truncate(0, length)
+        self.pipeline.truncate(0, kept)
+        return kept
+
+    def _next_token(self, active: _Active, logits: Array) -> list[Event]:
+        request, stats = active.request, active.stats
+        if request.max_tokens is not None and request.max_tokens <= stats.generated_tokens:
+            return [self._finish(active, FinishReason.LENGTH)]
+        token = sample(logits, request.sampling, active.seed, stats.generated_tokens)
+        if token in self.tokenizer.eog_ids and not request.ignore_eos:
+            return [self._finish(active, FinishReason.STOP)]
+        stats = active.stats = replace(stats, generated_tokens=stats.generated_tokens + 1)
+        if stats.first_token_seconds is None:
+            active.stats = replace(stats, first_token_seconds=time.perf_counter() - active.started)
+        # Embeddings may have rows beyond the tokenizer's last token; those stand for no text.
+        piece = active.decoder.push(token) if token < self.tokenizer.vocab_size else ""
+        text, stopped = active.scanner.push(piece)
+        events = [Event(active.number, text, token)]
+        active.pending.append(token)
+        if stopped:
+            events.append(self._finish(active, FinishReason.STOP, flush=False))
+        elif request.max_tokens is not None and stats.generated_tokens >= request.max_tokens:
+            events.append(self._finish(active, FinishReason.LENGTH))
+        elif self.cache.length(0) >= self.ctx_size:
+            events.append(self._finish(active, FinishReason.CONTEXT))
+        return events
+
+    def _finish(self, active: _Active, reason: FinishReason, *, flush: bool = True) -> Event:
+        """The last event, with the text that was held back (none after a stop string)."""
+        text = ""
+        if flush:
+            emitted, stopped = active.scanner.push(active.decoder.flush())
+            text = emitted if stopped else emitted + active.scanner.flush()
+            reason = FinishReason.STOP if stopped else reason
+        self._retire(active)
+        return Event(active.number, text, None, reason, self._final_stats(active))
+
+    def _retire(self, active: _Active) -> None:
+        self._queue.remove(active)
+        self._live.discard(active.number)
+        self._cancelled.discard(active.number)
+
+    def _final_stats(self, active: _Active) -> Stats:
+        return replace(active.stats, context_used=self.cache.length(0), context_size=self.ctx_size)

@@ -1,0 +1,149 @@
+"""Opens GGUF files: maps them, reads their headers, joins shards. Weights stay in the file until used."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import stat
+import traceback
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from wgllm.errors import ModelFileError, ModelNotFoundError
+from wgllm.formats.gguf_header import Header, parse_header
+from wgllm.formats.gguf_metadata import Metadata
+from wgllm.formats.model_file import Conventions, ModelFile, TensorView
+
+# Architectures whose rope turns neighbours (2i, 2i + 1); llama.cpp: llama_model_rope_type, ROPE_TYPE_NORM.
+# For most of them the converter has permuted the rows of Q and K to make it so. All others turn halves.
+_INTERLEAVED_ROPE_NAMES = (
+    "arcee arctic baichuan bailingmoe chameleon chatglm cohere2 command-r deci deepseek deepseek2 "
+    "deepseek2-ocr ernie4_5 ernie4_5-moe glm-dsa glm4 granite granitehybrid granitemoe internlm2 llada "
+    "llama llama-embed llama4 maincoder minicpm mistral3 mistral4 neo-bert olmo plm smollm3 starcoder "
+    "xverse"
+)
+_INTERLEAVED_ROPE = frozenset(_INTERLEAVED_ROPE_NAMES.split())
+
+_SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+
+
+def open_gguf(path: str | os.PathLike[str]) -> ModelFile:
+    """Opens the GGUF file at ``path``, with the other shards when it is the first of several.
+
+    Reads the header only; tensors are read-only uint8 views of the mapped file. Raises ModelNotFoundError
+    when there is no such file, ModelFileError when it is not a well-formed GGUF file that wgllm can read.
+    """
+    path = Path(path)
+    maps: list[mmap.mmap] = []
+    try:
+        return _open(path, maps)
+    except BaseException as error:
+        # The frames of the traceback hold the map, and Windows lets nobody delete a mapped file.
+        traceback.clear_frames(error.__traceback__)
+        _close(maps)
+        raise
+
+
+def _open(path: Path, maps: list[mmap.mmap]) -> ModelFile:
+    header, tensors = _open_one(path, maps)
+    n_shards = _split_value(path, header, "split.count", 1)
+    if n_shards > 1 or _split_value(path, header, "split.no", 0):
+        _add_shards(path, header, n_shards, tensors, maps)
+    return ModelFile(path, header.metadata, tensors, _conventions(header.metadata), partial(_close, maps))
+
+
+def _conventions(metadata: Metadata) -> Conventions:
+    architecture = metadata.get("general.architecture")
+    return Conventions(
+        rope_interleaved=isinstance(architecture, str) and architecture in _INTERLEAVED_ROPE,
+        norm_offset=0.0,  # the converter has added the 1 of Gemma's 1 + w to the weights
+    )
+
+
+def _open_one(path: Path, maps: list[mmap.mmap]) -> tuple[Header, dict[str, TensorView]]:
+    """Maps one file; its map joins ``maps``, which the caller closes."""
+    mapped = _map(path)
+    maps.append(mapped)
+    buffer = memoryview(mapped)
+    header = parse_header(buffer, path)
+    data = np.frombuffer(buffer, np.uint8)
+    tensors = {
+        name: TensorView(name, shape, fmt, data[start:stop])
+        for name, shape, fmt, start, stop in header.tensors
+    }
+    return header, tensors
+
+
+def _map(path: Path) -> mmap.mmap:
+    """The file, mapped read-only."""
+    try:
+        # Opening a FIFO would wait for a writer, so look first.
+        info = path.stat()
+        if stat.S_ISDIR(info.st_mode):
+            raise ModelFileError(path, "file", "is a directory, not a GGUF file")
+        if not stat.S_ISREG(info.st_mode):
+            raise ModelFileError(path, "file", "is not a regular file")
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ModelFileError(path, "file", "the file is empty")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFoundError(f"no model file at {str(path)!r}") from None
+    except (OSError, ValueError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ModelFileError(path, "file", f"cannot be read: {reason}") from None
+
+
+def _close(maps: Iterable[mmap.mmap]) -> None:
+    for mapped in maps:
+        # Arrays that somebody still holds keep their map alive; it goes when the last of them does.
+        with contextlib.suppress(BufferError):
+            mapped.close()
+
+
+def _split_value(path: Path, header: Header, key: str, default: int | None = None) -> int:
+    value = header.metadata.get(key, default)
+    if value is None:
+        raise ModelFileError(path, key, "is missing from this shard")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ModelFileError(path, key, "is not a number of shards or tensors")
+    return value
+
+
+def _add_shards(
+    path: Path, header: Header, count: int, tensors: dict[str, TensorView], maps: list[mmap.mmap]
+) -> None:
+    """Adds the tensors of shards 2 … ``count`` to ``tensors``, those of the first shard at ``path``."""
+    name = _SHARD_NAME.fullmatch(path.name)
+    no = _split_value(path, header, "split.no")
+    if no:
+        first = f"{name['stem']}-00001-of-{name['count']}.gguf" if name else "the first one"
+        raise ModelFileError(path, "split.no", f"this is shard {no + 1} of {count}; open {first}")
+    if not name or int(name["no"]) != 1 or int(name["count"]) != count:
+        expected = f"NAME-00001-of-{count:05}.gguf"
+        raise ModelFileError(
+            path, "split.count", f"the first of {count} shards must be named {expected} to find the others"
+        )
+    total = _split_value(path, header, "split.tensors.count")
+    for i in range(1, count):
+        shard = path.with_name(f"{name['stem']}-{i + 1:05}-of-{count:05}.gguf")
+        try:
+            shard_header, shard_tensors = _open_one(shard, maps)
+        except ModelNotFoundError:
+            problem = f"shard {i + 1} of {count}, {shard.name}, is missing"
+            raise ModelFileError(path, "split.count", problem) from None
+        for key, expected_value in (("split.no", i), ("split.count", count), ("split.tensors.count", total)):
+            value = _split_value(shard, shard_header, key)
+            if value != expected_value:
+                raise ModelFileError(shard, key, f"is {value}, not {expected_value}: from another model?")
+        twice = next((tensor for tensor in shard_tensors if tensor in tensors), None)
+        if twice is not None:
+            raise ModelFileError(shard, f"tensor {twice}", "an earlier shard has it too")
+        tensors.update(shard_tensors)
+    if len(tensors) != total:
+        raise ModelFileError(path, "split.tensors.count", f"is {total}, but the shards have {len(tensors)}")

@@ -1,0 +1,245 @@
+"""The Python interface: ``wgllm.load(model)`` gives an ``Llm``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wgllm import models
+from wgllm.backends.base import LoadOptions
+from wgllm.backends.numpy_program import NumpyExecutor
+from wgllm.backends.numpy_weights import available_memory
+from wgllm.backends.segments import Pipeline
+from wgllm.cache import KVCache, cell_counts, state_bytes
+from wgllm.engine import Engine, EngineLike, Event, Request, run_request
+from wgllm.errors import DeviceError, UsageError
+from wgllm.formats.gguf import open_gguf
+from wgllm.formats.model_file import ModelFile
+from wgllm.graph import Graph
+from wgllm.sampling import SamplingParams
+from wgllm.tokenizer import Tokenizer, tokenizer_from_model
+
+if TYPE_CHECKING:
+    from wgllm.chat_template import ChatTemplate
+
+BACKENDS = ("auto", "webgpu", "numpy")
+
+_DEFAULT_CTX = 8192
+_MIN_CTX = 512
+# The share of free memory that the KV state may take by default.
+_KV_SHARE = 0.25
+# One node of a step should end well within 200 ms, since a cancel is seen between nodes: about this many
+# floating-point operations, on a slow CPU.
+_NODE_FLOPS = 10e9
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    device: str | int | None = None,
+    ctx_size: int | None = None,
+    kv_type: str | None = None,
+    memory: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Llm:
+    """Opens a model and makes it ready to run, downloading it first when it is not here.
+
+    ``model`` is a name of the catalogue, a path, or a Hugging Face name. ``ctx_size`` None or 0 takes the smallest of
+    the model's own, 8192 and what fits memory. ``kv_type`` (f32, f16, q8_0, q4_0) is how the KV cache rounds; None is
+    f32. ``memory`` bounds the bytes of float32 weights; what does not fit is dequantized as it is used. ``progress``
+    is called with the bytes of weights read and their total.
+
+    Raises a ``WgllmError`` whose text is one line: model not found, bad file, unknown backend …
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    if backend == "webgpu" or device is not None:
+        raise DeviceError("the WebGPU backend is not part of this version; use --backend numpy (or auto)")
+    from wgllm.hub import resolve
+
+    file = open_gguf(resolve(os.fspath(model)))
+    try:
+        return _load(file, ctx_size, kv_type or "f32", LoadOptions({}, "f32", memory, threads, progress))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _load(file: ModelFile, ctx_size: int | None, kv_type: str, options: LoadOptions) -> Llm:
+    built = models.build(file)
+    tokenizer = tokenizer_from_model(file)
+    if tokenizer.vocab_size > built.config.vocab_size:
+        raise UsageError("the tokenizer knows more tokens than the model")
+    step_rows = largest_step(built.graph)
+    ctx = choose_ctx_size(built, ctx_size, step_rows)
+    sizes = cell_counts(built.graph.windows, ctx, step_rows, slots=1)
+    program = NumpyExecutor().load(
+        built.graph,
+        file.tensors,
+        LoadOptions(sizes, kv_type, options.memory, options.threads, options.progress),
+    )
+    engine = Engine(
+        Pipeline([program]),
+        KVCache(built.graph.windows, sizes, ctx),
+        tokenizer,
+        largest_step=step_rows,
+        vocab_size=built.config.vocab_size,
+    )
+    return Llm(engine, model=built, file=file)
+
+
+def largest_step(graph: Graph) -> int:
+    """Rows per prefill step: as many as keep the largest product of a layer short, from 16 to 256."""
+    sizes = [
+        t.shape[0] * t.shape[1]
+        for t in graph.of_kind("weight")
+        if t.name.startswith("blk.") and len(t.shape) == 2 and isinstance(t.shape[0], int) and isinstance(t.shape[1], int)
+    ]
+    rows = int(_NODE_FLOPS / (2 * 2 * max(sizes, default=1)))  # gate and up run as one
+    return max(16, min(256, rows))
+
+
+def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int) -> int:
+    """The context in tokens: what was asked, else min(the model's, 8192, what fits a quarter of free memory)."""
+    trained = model.config.n_ctx_train
+    if asked is not None and asked < 0:
+        raise UsageError(f"a context of {asked} tokens makes no sense")
+    if asked:
+        return asked
+    ctx = min(trained, _DEFAULT_CTX)
+    room = available_memory() * _KV_SHARE
+    while ctx > _MIN_CTX and state_bytes(model.graph, cell_counts(model.graph.windows, ctx, step_rows, 1), 4) > room:
+        ctx //= 2
+    return ctx
+
+
+class Llm:
+    """A loaded model. Use it as a context manager, or ``close()`` it."""
+
+    def __init__(
+        self, engine: EngineLike, *, model: models.ModelGraph | None = None, file: ModelFile | None = None
+    ) -> None:
+        """``engine`` may be a ``FakeEngine``; it then has no ``model`` or ``file``."""
+        self.engine = engine
+        self.model = model
+        self._file = file
+        self._template: ChatTemplate | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.tokenizer
+
+    @property
+    def ctx_size(self) -> int:
+        return self.engine.ctx_size
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of ``text``. ``add_special`` adds what the file asks for (BOS, EOS); special tokens written in the
+        text are plain text unless ``parse_special``."""
+        return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; invalid UTF-8 becomes U+FFFD."""
+        return self.tokenizer.detokenize(ids)
+
+    def logits(self, ids: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """Logits float32 [len(rows), vocab] after the tokens at ``rows`` (positions; None: all), run as one sequence.
+
+        The logits of position p are those of the token that follows ids[p].
+        """
+        engine = self._real_engine()
+        n = len(ids)
+        if n == 0:
+            raise UsageError("there are no tokens to run")
+        wanted = range(n) if rows is None else [r + n if r < 0 else r for r in rows]
+        if any(not 0 <= r < n for r in wanted):
+            raise UsageError(f"rows must lie between 0 and {n - 1}")
+        ascending = sorted(set(wanted))
+        made = engine.logits(list(ids), ascending)
+        if list(wanted) == ascending:
+            return made
+        return made[np.searchsorted(ascending, list(wanted))]
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = SamplingParams.temperature,
+        top_k: int = SamplingParams.top_k,
+        top_p: float = SamplingParams.top_p,
+        min_p: float = SamplingParams.min_p,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        parse_special: bool = False,
+    ) -> Iterator[Event]:
+        """Events as tokens are made, then one with ``finish`` and ``stats``.
+
+        A string prompt is tokenized with the special tokens that the file asks for. Text that begins a stop string is
+        held back until it is clear whether it does. Leaving the loop early cancels the rest.
+        """
+        tokens = self.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
+        request = Request(
+            tokens=tokens,
+            max_tokens=None if max_tokens is None or max_tokens < 0 else max_tokens,
+            sampling=SamplingParams(temperature, top_k, top_p, min_p, seed),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            ignore_eos=ignore_eos,
+        )
+        return run_request(self.engine, request)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[Event]:
+        """The reply to ``messages`` (dicts with ``role`` and ``content``) by the model's chat template.
+
+        ``options`` are those of ``generate``. Special tokens in a message's text stay text.
+        """
+        return self.generate(self.chat_tokens(messages), **options)
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The prompt that ``chat`` gives the model, as token ids."""
+        from wgllm.chat_template import encode_chat
+
+        return encode_chat(self.tokenizer, self.template.render_segments(messages))
+
+    @property
+    def has_template(self) -> bool:
+        return self._file is not None and self._file.chat_template is not None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template. Raises UsageError when it has none."""
+        if self._template is None:
+            source = self._file.chat_template if self._file is not None else None
+            if source is None:
+                raise UsageError("this model has no chat template; give it plain text instead")
+            from wgllm.chat_template import ChatTemplate
+
+            self._template = ChatTemplate(source, self.tokenizer)
+        return self._template
+
+    def _real_engine(self) -> Engine:
+        if not isinstance(self.engine, Engine):
+            raise UsageError("only a loaded model has logits")
+        return self.engine
+
+    def close(self) -> None:
+        """Frees the model's memory and lets its file go."""
+        self.engine.close()
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Llm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

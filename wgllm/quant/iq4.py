@@ -1,0 +1,63 @@
+"""The 4-bit formats whose quants are places in a table instead of numbers on a line: IQ4_NL and IQ4_XS.
+
+Layouts are those of ggml's ``block_iq4_nl`` and ``block_iq4_xs``. ``d`` is float16. A byte with two quants holds
+number i of its group of 32 in the low half and number i + 16 in the high half.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wgllm.quant.base import F32, U8
+from wgllm.quant.chunked import ChunkedFormat, take_bytes, take_halves, unpack
+
+# ggml's kvalues_iq4nl: denser around 0, where weights are many.
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+class IQ4_NL(ChunkedFormat):  # noqa: N801
+    """``d`` 2 | quants 16. x = d LEVELS[q]."""
+
+    name = "IQ4_NL"
+    type_id = 20
+    block_size = 32
+    type_size = 18
+
+    def _decode(self, blocks: U8, out: F32) -> None:
+        _look_up(out, take_bytes(blocks, 2, 18), take_halves(blocks, 0))
+
+
+class IQ4_XS(ChunkedFormat):  # noqa: N801
+    """``d`` 2 | high scale bits 2 | low scale bits 4 | quants 128. x = d (s - 32) LEVELS[q], groups of 32."""
+
+    name = "IQ4_XS"
+    type_id = 23
+    block_size = 256
+    type_size = 136
+
+    def _decode(self, blocks: U8, out: F32) -> None:
+        scales = unpack(take_bytes(blocks, 4, 8), 4, 1)
+        scales |= unpack(take_bytes(blocks, 2, 4), 2, 1) * np.uint8(16)
+        signed = scales.view(np.int8)
+        signed -= np.int8(32)
+        _look_up(out, take_bytes(blocks, 8, 136), signed * take_halves(blocks, 0))
+
+
+def _pairs() -> np.typing.NDArray[np.complex64]:
+    """The levels of two neighbouring quants by the 16-bit word that their bytes make."""
+    first, second = np.meshgrid(LEVELS, LEVELS)
+    table = np.zeros((16, 256), np.complex64)
+    table[:, :16] = first + 1j * second
+    return table.reshape(-1)
+
+
+# A look-up costs the same for one number or two; complex64 is NumPy's element of two float32.
+_PAIRS = _pairs()
+
+
+def _look_up(out: F32, packed: U8, d: F32) -> None:
+    words = unpack(packed, 4, 16).view(np.uint16)
+    pairs = out.reshape(-1).view(np.complex64)
+    np.take(_PAIRS, words.reshape(-1), out=pairs, mode="clip")
+    groups = out.reshape(d.size, -1)
+    groups *= d.reshape(-1, 1)

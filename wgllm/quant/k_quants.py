@@ -1,0 +1,116 @@
+"""The K-quants: 256 numbers in groups of 16 or 32, whose scales are quantized themselves.
+
+Layouts are those of ggml's ``block_q*_K`` structures. ``d`` and ``dmin`` are float16. Quants of b bits lie in runs
+of 32 bytes (64 in Q6_K's low part): the lowest b bits of the run's bytes are the first numbers, then come the next
+higher b bits, and so on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wgllm.quant.base import F32, U8
+from wgllm.quant.chunked import ChunkedFormat, scale, take_bytes, take_halves, unpack
+
+
+class Q2_K(ChunkedFormat):  # noqa: N801
+    """Scales 16 (low half s, high half t) | quants 64 | ``d`` 2 | ``dmin`` 2. x = d s q - dmin t, groups of 16."""
+
+    name = "Q2_K"
+    type_id = 10
+    block_size = 256
+    type_size = 84
+
+    def _decode(self, blocks: U8, out: F32) -> None:
+        scales = take_bytes(blocks, 0, 16)
+        d = take_halves(blocks, 80, 2)
+        quants = unpack(take_bytes(blocks, 16, 80), 2, 32)
+        scale(out, quants, (scales & np.uint8(15)) * d[:, :1], (scales >> np.uint8(4)) * -d[:, 1:])
+
+
+class Q3_K(ChunkedFormat):  # noqa: N801
+    """Third bits 32 | low quants 64 | scales 12 | ``d`` 2. x = d (s - 32) (q - 4), groups of 16.
+
+    Of the 6-bit scales s, 8 bytes hold the low four bits and 4 bytes the high two.
+    """
+
+    name = "Q3_K"
+    type_id = 11
+    block_size = 256
+    type_size = 110
+
+    def _decode(self, blocks: U8, out: F32) -> None:
+        scales = _join(unpack(take_bytes(blocks, 96, 104), 4, 8), unpack(take_bytes(blocks, 104, 108), 2, 4), 16)
+        quants = _join(unpack(take_bytes(blocks, 32, 96), 2, 32), unpack(take_bytes(blocks, 0, 32), 1, 32), 4)
+        scale(out, _minus(quants, 4), _minus(scales, 32) * take_halves(blocks, 108))
+
+
+class Q4_K(ChunkedFormat):  # noqa: N801
+    """``d`` 2 | ``dmin`` 2 | scales 12 | quants 128. x = d s q - dmin t, groups of 32."""
+
+    name = "Q4_K"
+    type_id = 12
+    block_size = 256
+    type_size = 144
+
+    def _decode(self, blocks: U8, out: F32) -> None:
+        d, offset = _scales_and_offsets(blocks)
+        scale(out, unpack(take_bytes(blocks, 16, 144), 4, 32), d, offset)
+
+
+class Q5_K(ChunkedFormat):  # noqa: N801
+    """``d`` 2 | ``dmin`` 2 | scales 12 | fifth bits 32 | low quants 128. x = d s q - dmin t, groups of 32."""
+
+    name = "Q5_K"
+    type_id = 13
+    block_size = 256
+    type_size = 176
+
+    def _decode(self, blocks: U8, out: F32) -> None:
+        d, offset = _scales_and_offsets(blocks)
+        quants = _join(unpack(take_bytes(blocks, 48, 176), 4, 32), unpack(take_bytes(blocks, 16, 48), 1, 32), 16)
+        scale(out, quants, d, offset)
+
+
+class Q6_K(ChunkedFormat):  # noqa: N801
+    """Low quants 128 | high two bits 64 | signed scales 16 | ``d`` 2. x = d s (q - 32), groups of 16."""
+
+    name = "Q6_K"
+    type_id = 14
+    block_size = 256
+    type_size = 210
+
+    def _decode(self, blocks: U8, out: F32) -> None:
+        scales = take_bytes(blocks, 192, 208).view(np.int8)
+        quants = _join(unpack(take_bytes(blocks, 0, 128), 4, 64), unpack(take_bytes(blocks, 128, 192), 2, 32), 16)
+        scale(out, _minus(quants, 32), scales * take_halves(blocks, 208))
+
+
+def _join(low: U8, high: U8, weight: int) -> U8:
+    """``low + weight * high``, where both arrays are the caller's to overwrite."""
+    high *= np.uint8(weight)  # NumPy multiplies bytes with SIMD but shifts them left one by one
+    low |= high
+    return low
+
+
+def _minus(quants: U8, zero: int) -> np.typing.NDArray[np.int8]:
+    """``quants - zero``, written over ``quants``."""
+    signed = quants.view(np.int8)
+    signed -= np.int8(zero)
+    return signed
+
+
+def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
+    """d s and -dmin t of Q4_K and Q5_K, [n, 8] each.
+
+    Of the 12 bytes, 0-3 hold s of groups 0-3 in their low six bits and 4-7 hold t; 8-11 hold the low four bits of
+    s (low half) and t (high half) of groups 4-7, whose high two bits are on top of bytes 0-7.
+    """
+    first = take_bytes(blocks, 4, 12)
+    second = _join(unpack(take_bytes(blocks, 12, 16), 4, 4), first >> np.uint8(6), 16)
+    first &= np.uint8(63)
+    # As words of four groups: [n, s or t, groups 0-3 or 4-7].
+    words = np.stack([first.view(np.uint32), second.view(np.uint32)], axis=2)
+    scales = words.view(np.uint8).reshape(-1, 2, 8)
+    d = take_halves(blocks, 0, 2)
+    return scales[:, 0] * d[:, :1], scales[:, 1] * -d[:, 1:]

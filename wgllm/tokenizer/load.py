@@ -1,0 +1,71 @@
+"""From a file, a directory or an opened model to its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wgllm.errors import ModelFileError, ModelNotFoundError
+from wgllm.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from wgllm.formats.model_file import ModelFile
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a GGUF file, a ``tokenizer.model``, a ``tokenizer.json`` or a directory with one of those.
+
+    Raises ModelNotFoundError where there is none, and ModelFileError, naming file and field, where it is bad.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_directory(path)
+    if not path.is_file():
+        raise ModelNotFoundError(f"no tokenizer at {str(path)!r}")
+    if path.suffix == ".json":
+        from wgllm.tokenizer.hf import from_tokenizer_json
+
+        return from_tokenizer_json(path)
+    if path.suffix == ".model":
+        from wgllm.tokenizer.hf import from_sentencepiece
+
+        return from_sentencepiece(path)
+    from wgllm.formats.gguf import open_gguf
+
+    model = open_gguf(path)
+    try:
+        return tokenizer_from_model(model)
+    finally:
+        model.close()
+
+
+def tokenizer_from_model(model: ModelFile) -> Tokenizer:
+    """The tokenizer of an opened model: from its metadata, else from the files beside it."""
+    kind = model.metadata.get("tokenizer.ggml.model")
+    if kind == "llama":
+        from wgllm.tokenizer.spm import spm_from_gguf
+
+        return spm_from_gguf(model.path, model.metadata)
+    if kind == "gpt2":
+        from wgllm.tokenizer.bpe import bpe_from_gguf
+
+        return bpe_from_gguf(model.path, model.metadata)
+    if kind is not None:
+        problem = f"{kind!r} is not a kind of tokenizer that wgllm knows; it knows llama and gpt2"
+        raise ModelFileError(model.path, "tokenizer.ggml.model", problem)
+    directory = model.path if model.path.is_dir() else model.path.parent
+    if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return _from_directory(directory)
+    raise ModelFileError(model.path, "tokenizer.ggml.model", "is missing: the file has no tokenizer")
+
+
+def _from_directory(directory: Path) -> Tokenizer:
+    # tokenizer.json first: it has the added tokens too, which a tokenizer.model lacks.
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (directory / name).is_file():
+            return load_tokenizer(directory / name)
+    found = sorted(directory.glob("*.gguf"))
+    if len(found) == 1:
+        return load_tokenizer(found[0])
+    raise ModelNotFoundError(f"no tokenizer.json, tokenizer.model or single GGUF file in {str(directory)!r}")
