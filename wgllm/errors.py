@@ -39,7 +39,7 @@ class ModelFileError(WgllmError):
     exit_code = 4
 
     def __init__(self, path: str | os.PathLike[str], field: str, problem: str) -> None:
-        super().__init__(f"{Path(path).name}: {printable(field)}: {printable(problem)}")
+        super().__init__(f"{printable(Path(path).name)}: {printable(field)}: {printable(problem)}")
         self.path = Path(path)
         self.field = field
         self.problem = problem

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import click
 import pytest
-from hub_builder import Copier, Recorder, Shop, sha256
 
+from tests.unit.hub_builder import Copier, Recorder, Shop, sha256
 from wgllm import catalog as catalog_module
-from wgllm import hub, hub_cache, hub_pip, hub_progress
+from wgllm import hub, hub_pip, hub_progress
 from wgllm.catalog import Catalog, Entry, load_catalog
 from wgllm.cli.models import list_command, pull_command
 from wgllm.errors import ModelNotFoundError, UsageError
@@ -230,7 +230,7 @@ def test_second_resolve_neither_fetches_nor_hashes(
     shop.add("tiny")
     catalog = shop.catalog()
     path = hub.resolve("tiny", catalog=catalog, fetch=Copier(shop.folder))
-    monkeypatch.setattr(hub_cache.hashlib, "sha256", None)
+    monkeypatch.setattr("hashlib.sha256", None)
     dead = Copier(shop.folder, fail_at=0)
     assert hub.resolve("TINY", catalog=catalog, fetch=dead) == path
     assert hub.resolve("tiny", catalog=catalog, fetch=dead, download=False) == path

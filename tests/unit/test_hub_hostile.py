@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_builder import Copier, Recorder, Shop, build_wheel, sha256
 
-from wgllm import hub, hub_cache, hub_pip
+from tests.unit.hub_builder import Copier, Recorder, Shop, build_wheel, sha256
+from wgllm import hub, hub_pip
 from wgllm.catalog import load_catalog
 from wgllm.errors import DownloadError, ModelNotFoundError
 
@@ -114,8 +114,8 @@ def test_killed_at_any_time(cache: Path, shop: Shop) -> None:
     script = f"""
 import sys, time
 from pathlib import Path
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
-from hub_builder import Copier
+sys.path[:0] = {[str(Path(__file__).parents[2])]!r}
+from tests.unit.hub_builder import Copier
 from wgllm import hub
 from wgllm.catalog import load_catalog
 class Slow(Copier):
@@ -303,7 +303,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
 ) -> None:
     shop.add("tiny")
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(hub_cache.shutil, "disk_usage", lambda path: usage(100, 90, 10_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100, 90, 10_000_000))
     fetch = Copier(shop.folder)
     with pytest.raises(
         DownloadError, match=r"not enough space in .*models: 16.\d MB are needed, 10 MB are free"

@@ -11,7 +11,7 @@ import numpy as np
 
 from wgllm.backends import numpy as kernels
 from wgllm.backends.base import Array, Ints, LoadOptions, Trace
-from wgllm.backends.numpy_weights import Matrix, available_memory, cpu_count, make_dense
+from wgllm.backends.numpy_weights import Matrix, allocate, available_memory, cpu_count, make_dense
 from wgllm.errors import UsageError
 from wgllm.formats.model_file import TensorView
 from wgllm.fuse import fuse
@@ -66,7 +66,7 @@ class NumpyProgram:
                 self._constants[tensor.name] = positions
             else:
                 _check_kv_type(self.options.kv_type, shape[-1])
-                self._constants[tensor.name] = np.zeros(shape, np.float32)
+                self._constants[tensor.name] = allocate(shape, huge_pages=False)
 
     def _make_weights(self, weights: Mapping[str, TensorView]) -> dict[str, Matrix]:
         """Loads every weight; returns the stacked matrices of fused products by their first output's name."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from wgllm.quant.base import F32, U8, QuantFormat
 
 CHUNK = 1 << 17
+PASS = 131072
 """Numbers decoded at a time. Half a MiB of output, passed over two or three times, stays in the second-level
 cache; less than that and threads spend their time handing the interpreter's lock to each other."""
 
@@ -75,8 +76,14 @@ def unpack(packed: U8, bits: int, run: int) -> U8:
 def scale(out: F32, quants: NDArray[np.uint8] | NDArray[np.int8], d: F32, offset: F32 | None = None) -> None:
     """``out = quants * d + offset``, with one ``d`` and ``offset`` for every ``quants.size / d.size`` numbers."""
     groups = out.reshape(d.size, -1)
+    quants = quants.reshape(groups.shape)
+    d = d.reshape(-1, 1)
+    m = None if offset is None else offset.reshape(-1, 1)
+    step = PASS // groups.shape[1]
     # Converted in a pass of its own: one mixed multiplication would go through NumPy's buffers, which is slower.
-    np.copyto(groups, quants.reshape(groups.shape))
-    groups *= d.reshape(-1, 1)
-    if offset is not None:
-        groups += offset.reshape(-1, 1)
+    for i in range(0, len(groups), step):
+        part = groups[i : i + step]
+        np.copyto(part, quants[i : i + step])
+        part *= d[i : i + step]
+        if m is not None:
+            part += m[i : i + step]

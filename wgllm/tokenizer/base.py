@@ -89,7 +89,9 @@ class Tokenizer(ABC):
             data = self._bytes[token_id] = self._token_bytes(token_id)
         return data
 
-    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False, continuation: bool = False) -> str:
+    def detokenize(
+        self, ids: Sequence[int], *, skip_special: bool = False, continuation: bool = False
+    ) -> str:
         """The text of ``ids``; invalid UTF-8 becomes U+FFFD.
 
         ``skip_special`` leaves control tokens out. Vocabularies that put a space before a text lose it here,
@@ -108,8 +110,8 @@ class Tokenizer(ABC):
         return self._vocabulary.add_space_prefix
 
     @abstractmethod
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
-        """Ids of plain text; ``after_special``: at the beginning or right after a special token."""
+    def _encode_text(self, text: str, first: bool) -> list[int]:
+        """Ids of plain text, which stands at the beginning (``first``) or right after a special token."""
 
     @abstractmethod
     def _token_bytes(self, token_id: int) -> bytes: ...
@@ -129,18 +131,20 @@ class Tokenizer(ABC):
     def _splitter_marks(self) -> SpecialSplitter:
         return SpecialSplitter((self._vocabulary.texts[i], i) for i in self._user_defined[0])
 
+    @cached_property
+    def _splitter_text(self) -> SpecialSplitter:
+        return SpecialSplitter((self._vocabulary.texts[i], i) for i in self._user_defined[1])
+
     def _encode(self, pieces: list[str | int]) -> list[int]:
         ids: list[int] = []
         lstrip, rstrip = self._vocabulary.lstrip, self._vocabulary.rstrip
         if lstrip or rstrip:
             pieces = _strip_around(pieces, lstrip, rstrip)
-        after_special = True
-        for piece in pieces:
+        for i, piece in enumerate(pieces):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += self._encode_text(piece, after_special)
-            after_special = isinstance(piece, int)
+                ids += self._encode_text(piece, i == 0)
         return ids
 
     def _with_ends(self, ids: list[int], add_special: bool) -> list[int]:
@@ -155,9 +159,7 @@ class Tokenizer(ABC):
             raise UsageError(f"token {token_id} is outside the vocabulary of {self.vocab_size} tokens")
 
 
-def _strip_around(
-    pieces: list[str | int], lstrip: frozenset[int], rstrip: frozenset[int]
-) -> list[str | int]:
+def _strip_around(pieces: list[str | int], lstrip: frozenset[int], rstrip: frozenset[int]) -> list[str | int]:
     """Takes away the white space before tokens of ``lstrip`` and after those of ``rstrip``."""
     stripped: list[str | int] = []
     for i, piece in enumerate(pieces):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
-from wgllm.errors import ModelFileError
+from wgllm.errors import ModelFileError, WgllmError
 from wgllm.tokenizer.base import Tokenizer
 from wgllm.tokenizer.pretokenizers import DEFAULT, PRE_TOKENIZERS, PreTokenizer
-from wgllm.tokenizer.special import SpecialSplitter
 from wgllm.tokenizer.vocabulary import GgufVocabularyReader, TokenType, Vocabulary
 
 if TYPE_CHECKING:
@@ -30,18 +28,11 @@ class BpeTokenizer(Tokenizer):
         super().__init__(vocabulary)
         self._pipeline = pipeline
 
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
+    def _encode_text(self, text: str, first: bool) -> list[int]:
         ids: list[int] = []
         for piece in self._splitter_text.split(text):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                ids += run_pipeline(self._pipeline, piece)
+            ids += [piece] if isinstance(piece, int) else run_pipeline(self._pipeline, piece)
         return ids
-
-    @cached_property
-    def _splitter_text(self) -> SpecialSplitter:
-        return SpecialSplitter((self._vocabulary.texts[i], i) for i in self._user_defined[1])
 
     def _token_bytes(self, token_id: int) -> bytes:
         kind = self._vocabulary.types[token_id]
@@ -103,17 +94,31 @@ def _split_merges(reader: GgufVocabularyReader, merges: list[str]) -> list[tuple
 def make_pipeline(
     vocabulary: Vocabulary, merges: list[tuple[str, str]], *, ignore_merges: bool
 ) -> tokenizers.Tokenizer:
-    # One text at a time needs no thread pool, which warns when the process forks.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    no_threads()
     import tokenizers
     from tokenizers.models import BPE
 
+    with library_errors(vocabulary.path, "tokenizer.ggml.merges"):
+        return tokenizers.Tokenizer(BPE(vocab=vocabulary.index, merges=merges, ignore_merges=ignore_merges))
+
+
+def no_threads() -> None:
+    """One text at a time needs no thread pool, which warns when the process forks."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def library_errors(path: Path, field: str) -> Iterator[None]:
+    """Makes ModelFileErrors of what the tokenizers library raises, a panic in its Rust code included."""
     try:
-        model = BPE(vocab=vocabulary.index, merges=merges, ignore_merges=ignore_merges)
-    except Exception as error:
+        yield
+    except WgllmError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = str(error).removeprefix("Error while initializing BPE: ")
-        raise ModelFileError(vocabulary.path, "tokenizer.ggml.merges", f"unusable: {reason}") from None
-    return tokenizers.Tokenizer(model)
+        raise ModelFileError(path, field, f"unusable: {reason}") from None
 
 
 def _pre_tokenizer(kind: PreTokenizer) -> tokenizers.pre_tokenizers.PreTokenizer:

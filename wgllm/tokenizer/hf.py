@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wgllm.errors import ModelFileError, WgllmError
+from wgllm.errors import ModelFileError
 from wgllm.tokenizer.base import Tokenizer
-from wgllm.tokenizer.bpe import byte_level_bytes, no_garbage_collection, no_threads, run_pipeline
-from wgllm.tokenizer.special import SpecialSplitter
+from wgllm.tokenizer.bpe import (
+    byte_level_bytes,
+    library_errors,
+    no_garbage_collection,
+    no_threads,
+    run_pipeline,
+)
 from wgllm.tokenizer.spm import BYTE_TEXTS, SpmTokenizer, spm_token_bytes
 from wgllm.tokenizer.spm_proto import parse_model
 from wgllm.tokenizer.vocabulary import TokenType, Vocabulary
@@ -29,31 +34,234 @@ class JsonTokenizer(Tokenizer):
     """The pipeline of a ``tokenizer.json``; its added tokens are split off before."""
 
     def __init__(self, vocabulary: Vocabulary, data: dict[str, Any]) -> None:
-        """``data``: the parsed file; its ``added_tokens`` and ``post_processor`` are not used."""
+        """``data``: the parsed file, of which ``added_tokens`` and ``post_processor`` are not used."""
         super().__init__(vocabulary)
         self._byte_level = _find(data.get("decoder"), "ByteLevel") is not None
-        self._pipeline = _pipeline(data)
-        # "first" puts a space before the text, but not after each special token in it.
+        self._pipeline = self._pipeline_after_special = _pipeline(data)
         metaspace = _find(data.get("pre_tokenizer"), "Metaspace")
-        self._rest = self._pipeline
         if metaspace is not None and metaspace.get("prepend_scheme") == "first":
+            # The space goes before the text, not before what comes after each special token.
             metaspace["prepend_scheme"] = "never"
-            self._rest = _pipeline(data)
-        self._started = self._rest is not self._pipeline
+            self._pipeline_after_special = _pipeline(data)
 
-    def _encode(self, pieces: list[str | int]) -> list[int]:
-        if not self._started or not pieces or isinstance(pieces[0], str):
-            return super()._encode(pieces)
-        # A text that begins with a special token has no "first" words.
-        return [pieces[0], *super()._encode([*pieces[1:]])] if len(pieces) > 1 else [pieces[0]]
-
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
-        raise NotImplementedError
-
-    @cached_property
-    def _splitter_text(self) -> SpecialSplitter:
-        return SpecialSplitter((self._vocabulary.texts[i], i) for i in self._user_defined[1])
+    def _encode_text(self, text: str, first: bool) -> list[int]:
+        ids: list[int] = []
+        for i, piece in enumerate(self._splitter_text.split(text)):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += run_pipeline(
+                    self._pipeline if first and i == 0 else self._pipeline_after_special, piece
+                )
+        return ids
 
     def _token_bytes(self, token_id: int) -> bytes:
         text, kind = self._vocabulary.texts[token_id], int(self._vocabulary.types[token_id])
         return (byte_level_bytes if self._byte_level else spm_token_bytes)(text, kind)
+
+
+def from_tokenizer_json(path: Path) -> JsonTokenizer:
+    """The tokenizer in a ``tokenizer.json``, with the settings beside it."""
+    data = _read_json(path)
+    with library_errors(path, "tokenizer.json"), no_garbage_collection():
+        model = data["model"]
+        if model.get("type") not in ("BPE", "Unigram"):
+            raise ModelFileError(path, "model.type", f"{model.get('type')!r} is none of BPE and Unigram")
+        words: dict[str, int] = model["vocab"]
+        if model["type"] == "Unigram":
+            words = {text: i for i, (text, _) in enumerate(model["vocab"])}
+        vocabulary = _json_vocabulary(path, words, model, data.get("added_tokens") or [])
+        prefix = _template_ids(data.get("post_processor"), first=True)
+        suffix = _template_ids(data.get("post_processor"), first=False)
+        _apply_settings(vocabulary, path.parent, add_bos=bool(prefix), add_eos=bool(suffix))
+        if prefix:
+            vocabulary.ids.setdefault("bos", prefix[0])
+        decoder = data.get("decoder")
+        strip = _find(decoder, "Strip") or {}
+        metaspace = _find(decoder, "Metaspace") or {"prepend_scheme": "never"}
+        vocabulary.add_space_prefix = bool(
+            (strip.get("content") == " " and strip.get("start")) or metaspace.get("prepend_scheme") != "never"
+        )
+        return JsonTokenizer(vocabulary, data)
+
+
+def from_sentencepiece(path: Path) -> SpmTokenizer:
+    """The tokenizer in a SentencePiece ``tokenizer.model``, with the settings beside it."""
+    try:
+        model = parse_model(_read(path))
+    except (ValueError, IndexError) as error:
+        raise ModelFileError(path, "pieces", f"is not a SentencePiece model: {error}") from None
+    texts, kinds = model.texts, model.types.tolist()
+    if len(set(texts)) < len(texts) or "" in texts:
+        raise ModelFileError(path, "pieces", "has an empty piece or one twice")
+    if kinds.count(TokenType.UNKNOWN) != 1:
+        raise ModelFileError(path, "pieces", f"has {kinds.count(TokenType.UNKNOWN)} unknown pieces, not one")
+    _add_tokens(path, texts, kinds, _added_beside(path.parent))
+    vocabulary = Vocabulary(path, texts, np.array(kinds, np.uint8))
+    vocabulary.add_space_prefix = model.add_dummy_prefix
+    vocabulary.ids["unk"] = kinds.index(TokenType.UNKNOWN)
+    for role, text in model.special_texts.items():
+        if text in vocabulary.index:
+            vocabulary.ids[role] = vocabulary.index[text]
+    _apply_settings(vocabulary, path.parent, add_bos=True, add_eos=False)
+    scores = np.zeros(len(texts), np.float32)
+    scores[: len(model.scores)] = model.scores
+    return SpmTokenizer(
+        vocabulary,
+        scores,
+        remove_extra_whitespaces=model.remove_extra_whitespaces,
+        settings=model.settings,
+    )
+
+
+def _json_vocabulary(
+    path: Path, words: dict[str, int], model: dict[str, Any], added: list[dict[str, Any]]
+) -> Vocabulary:
+    texts: list[str] = []
+    if words:
+        if not 0 <= min(words.values()) <= max(words.values()) < _MAX_ID:
+            raise ModelFileError(path, "model.vocab", "has an id that is out of range")
+        texts = [""] * (max(words.values()) + 1)
+    for text, i in words.items():
+        texts[i] = text
+    kinds = [TokenType.NORMAL if text else TokenType.UNUSED for text in texts]
+    if model.get("byte_fallback"):
+        for text in BYTE_TEXTS.keys() & words.keys():
+            kinds[words[text]] = TokenType.BYTE
+    unknown = model.get("unk_token")
+    if model["type"] == "Unigram" and model.get("unk_id") is not None:
+        unknown = texts[model["unk_id"]]
+    if unknown in words:
+        kinds[words[unknown]] = TokenType.UNKNOWN
+    _add_tokens(path, texts, kinds, added)
+    vocabulary = Vocabulary(path, texts, np.array(kinds, np.uint8))
+    vocabulary.lstrip = frozenset(token["id"] for token in added if token.get("lstrip"))
+    vocabulary.rstrip = frozenset(token["id"] for token in added if token.get("rstrip"))
+    if unknown in words:
+        vocabulary.ids["unk"] = words[unknown]
+    return vocabulary
+
+
+def _add_tokens(path: Path, texts: list[str], kinds: list[Any], added: Iterable[dict[str, Any]]) -> None:
+    """Puts added tokens ({id, content, special}) into the tables, over what stood there."""
+    for token in added:
+        i, text = token.get("id"), token.get("content")
+        if not isinstance(i, int) or not 0 <= i < _MAX_ID or not isinstance(text, str) or not text:
+            raise ModelFileError(path, "added_tokens", f"has a token {text!r} with the id {i!r}")
+        for gap in range(len(texts), i + 1):
+            texts.append(f"[PAD{gap}]")
+            kinds.append(TokenType.UNUSED)
+        texts[i] = text
+        if kinds[i] != TokenType.UNKNOWN:
+            kinds[i] = TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED
+
+
+def _added_beside(directory: Path) -> list[dict[str, Any]]:
+    """Tokens that tokenizer_config.json or added_tokens.json add to a ``tokenizer.model``."""
+    config = _read_beside(directory, "tokenizer_config.json").get("added_tokens_decoder")
+    if isinstance(config, dict) and all(key.isdecimal() and isinstance(config[key], dict) for key in config):
+        return [{**config[key], "id": int(key)} for key in sorted(config, key=int)]
+    added = _read_beside(directory, "added_tokens.json")
+    return [{"id": i, "content": text, "special": False} for text, i in added.items()]
+
+
+def _apply_settings(vocabulary: Vocabulary, directory: Path, *, add_bos: bool, add_eos: bool) -> None:
+    """Special ids, BOS and EOS, end tokens and the chat template, from the JSON files of the directory."""
+    config = _read_beside(directory, "tokenizer_config.json")
+    names = {**_read_beside(directory, "special_tokens_map.json"), **config}
+    for role in _ROLES:
+        name = names.get(f"{role}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        if isinstance(name, str) and name in vocabulary.index:
+            vocabulary.ids[role] = vocabulary.index[name]
+    for key, default in (("add_bos_token", add_bos), ("add_eos_token", add_eos)):
+        value = config.get(key)
+        setattr(vocabulary, key.removesuffix("_token"), value if isinstance(value, bool) else default)
+    ends: set[int] = set()
+    for file in ("generation_config.json", "config.json"):
+        value = _read_beside(directory, file).get("eos_token_id")
+        ends.update(value if isinstance(value, list) else [value])
+    vocabulary.extra_eog = frozenset(i for i in ends if type(i) is int and 0 <= i < len(vocabulary.texts))
+    vocabulary.chat_template = _chat_template(directory, config.get("chat_template"))
+
+
+def _chat_template(directory: Path, value: Any) -> str | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return _read(file).decode("utf-8", "replace")
+    if isinstance(value, list):  # several, by name
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _template_ids(processor: Any, *, first: bool) -> list[int]:
+    """The special tokens that a TemplateProcessing puts before (or after) a text."""
+    template = _find(processor, "TemplateProcessing")
+    if template is None:
+        return []
+    single = template["single"] if first else template["single"][::-1]
+    ids: list[int] = []
+    for item in single:
+        if "SpecialToken" not in item:
+            break
+        ids += template["special_tokens"][item["SpecialToken"]["id"]]["ids"]
+    return ids
+
+
+def _pipeline(data: dict[str, Any]) -> tokenizers.Tokenizer:
+    no_threads()
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    model: dict[str, Any] = data["model"]
+    parts = {key: data.get(key) for key in ("normalizer", "pre_tokenizer")}
+    skeleton = {"version": "1.0", "added_tokens": [], "model": {**model, "dropout": None}, **parts}
+    if model["type"] != "BPE":
+        del skeleton["model"]["dropout"]
+        return Tokenizer.from_str(json.dumps(skeleton))
+    # Handing over the tables directly takes half the time of going through JSON again.
+    skeleton["model"] = {"type": "BPE", "vocab": {}, "merges": []}
+    pipeline = Tokenizer.from_str(json.dumps(skeleton))
+    names = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+    options = {name: model[name] for name in (*names, "ignore_merges") if model.get(name) is not None}
+    merges = [tuple(m.split(" ", 1) if isinstance(m, str) else m) for m in model["merges"]]
+    pipeline.model = BPE(vocab=model["vocab"], merges=merges, **options)
+    return pipeline
+
+
+def _find(part: Any, kind: str) -> dict[str, Any] | None:
+    """The part of a pipeline with that type, which may be one of a sequence."""
+    if not isinstance(part, dict):
+        return None
+    if part.get("type") == kind:
+        return part
+    for name in ("pretokenizers", "decoders", "processors", "normalizers"):
+        for inner in part.get(name) or []:
+            if (found := _find(inner, kind)) is not None:
+                return found
+    return None
+
+
+def _read_beside(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(path, "file", f"is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ModelFileError(path, "file", "is not a JSON object")
+    return data
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ModelFileError(path, "file", "is too large for a tokenizer")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(path, "file", f"cannot be read: {error.strerror}") from None

@@ -75,7 +75,9 @@ _KINDS: dict[str, PreTokenizer] = {
         (_LLAMA3,), ignore_merges=True, add_bos=True
     ),
     "smaug-bpe dbrx glm4 chatglm-bpe": PreTokenizer((_LLAMA3,)),
-    "qwen2 stablelm2 deepseek-r1-qwen megrez kormo f2llmv2 hunyuan solar-open grok-2": PreTokenizer((_QWEN2,)),
+    "qwen2 stablelm2 deepseek-r1-qwen megrez kormo f2llmv2 hunyuan solar-open grok-2": PreTokenizer(
+        (_QWEN2,)
+    ),
     "qwen35": PreTokenizer((_QWEN35,)),
     "deepseek-llm": PreTokenizer(
         ("[\r\n]", _DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+")

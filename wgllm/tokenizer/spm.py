@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,13 @@ from numpy.typing import NDArray
 from wgllm.errors import ModelFileError
 from wgllm.tokenizer import spm_proto
 from wgllm.tokenizer.base import Tokenizer
-from wgllm.tokenizer.special import SpecialSplitter
 from wgllm.tokenizer.vocabulary import GgufVocabularyReader, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 _SPACE = "▁"
-_BYTE_TEXTS = {f"<0x{i:02X}>": i for i in range(256)}
+BYTE_TEXTS = {f"<0x{i:02X}>": i for i in range(256)}
 
 
 class SpmTokenizer(Tokenizer):
@@ -40,7 +38,7 @@ class SpmTokenizer(Tokenizer):
         self._remove_extra_whitespaces = remove_extra_whitespaces
         self._processor = _build(self._vocabulary, scores, set(self._user_defined[0]), settings)
 
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
+    def _encode_text(self, text: str, first: bool) -> list[int]:
         if self._remove_extra_whitespaces:
             text = re.sub(" +", " ", text).strip(" ")
         if not self._vocabulary.add_space_prefix:
@@ -48,16 +46,8 @@ class SpmTokenizer(Tokenizer):
         # Each text between special tokens gets its own space, as in llama.cpp and transformers' "legacy".
         ids: list[int] = []
         for piece in self._splitter_text.split(text):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                ids += self._processor.encode(" " + piece if after_special else piece)
-            after_special = isinstance(piece, int)
+            ids += [piece] if isinstance(piece, int) else self._processor.encode(" " + piece)
         return ids
-
-    @cached_property
-    def _splitter_text(self) -> SpecialSplitter:
-        return SpecialSplitter((self._vocabulary.texts[i], i) for i in self._user_defined[1])
 
     def _token_bytes(self, token_id: int) -> bytes:
         return spm_token_bytes(self._vocabulary.texts[token_id], int(self._vocabulary.types[token_id]))
@@ -66,7 +56,7 @@ class SpmTokenizer(Tokenizer):
 def spm_token_bytes(text: str, token_type: int) -> bytes:
     """What a token of a SentencePiece-like vocabulary adds to a text."""
     if token_type == TokenType.BYTE:
-        return bytes([_BYTE_TEXTS[text]])
+        return bytes([BYTE_TEXTS[text]])
     if token_type == TokenType.UNUSED:
         return b""
     return (text.replace(_SPACE, " ") if token_type == TokenType.NORMAL else text).encode()
@@ -97,21 +87,6 @@ def spm_from_gguf(path: Path, metadata: Mapping[str, Any]) -> SpmTokenizer:
     )
 
 
-def spm_from_model_file(path: Path) -> SpmTokenizer:
-    """The tokenizer in a SentencePiece ``tokenizer.model``."""
-    try:
-        model = spm_proto.parse_model(path.read_bytes())
-    except (ValueError, IndexError) as error:
-        raise ModelFileError(path, "tokenizer.model", f"is not a SentencePiece model: {error}") from None
-    vocabulary = model.vocabulary(path)
-    return SpmTokenizer(
-        vocabulary,
-        model.scores,
-        remove_extra_whitespaces=model.remove_extra_whitespaces,
-        settings=model.settings,
-    )
-
-
 def _build(
     vocabulary: Vocabulary, scores: NDArray[np.float32], markers: set[int], settings: bytes | None
 ) -> SentencePieceProcessor:
@@ -134,7 +109,9 @@ def _build(
     for i in vocabulary.of_type(TokenType.USER_DEFINED):
         texts[i] = texts[i].replace(b" ", _SPACE.encode())
     if len(set(texts)) < len(texts):
-        raise ModelFileError(vocabulary.path, "tokenizer.ggml.tokens", "has a token twice, with ▁ and a space")
+        raise ModelFileError(
+            vocabulary.path, "tokenizer.ggml.tokens", "has a token twice, with ▁ and a space"
+        )
     if settings is None:
         settings = spm_proto.bpe_settings(len(texts), bool((types == TokenType.BYTE).any()))
     proto = spm_proto.write_model(texts, scores, types, settings)
@@ -149,6 +126,6 @@ def _build(
 
 def _check_bytes(vocabulary: Vocabulary) -> None:
     found = vocabulary.of_type(TokenType.BYTE)
-    if found and {vocabulary.texts[i] for i in found} != _BYTE_TEXTS.keys():
+    if found and {vocabulary.texts[i] for i in found} != BYTE_TEXTS.keys():
         problem = f"marks {len(found)} tokens as bytes, which are not <0x00> to <0xFF>"
         raise ModelFileError(vocabulary.path, "tokenizer.ggml.token_type", problem)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wgllm.errors import ModelFileError
-from wgllm.tokenizer.vocabulary import TokenType, Vocabulary
+from wgllm.tokenizer.vocabulary import TokenType
 
 _MODEL_TYPE_BPE = 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -59,24 +57,9 @@ class Model:
     settings: bytes
     """trainer_spec and normalizer_spec, serialized."""
     special_texts: dict[str, str]
+    """Role → text of BOS, EOS, unknown and padding, whether or not there is such a piece."""
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
-
-    def vocabulary(self, path: Path) -> Vocabulary:
-        vocabulary = Vocabulary(path, self.texts, self.types)
-        vocabulary.add_space_prefix = self.add_dummy_prefix
-        vocabulary.add_bos = True
-        if len(vocabulary.index) < len(self.texts) or "" in vocabulary.index:
-            raise ModelFileError(path, "pieces", "has an empty piece or the same one twice")
-        unknown = vocabulary.of_type(TokenType.UNKNOWN)
-        if len(unknown) != 1:
-            raise ModelFileError(path, "pieces", f"has {len(unknown)} unknown pieces instead of one")
-        vocabulary.ids["unk"] = unknown[0]
-        for role, text in self.special_texts.items():
-            i = vocabulary.index.get(text)
-            if i is not None and self.types[i] == TokenType.CONTROL:
-                vocabulary.ids[role] = i
-        return vocabulary
 
 
 def parse_model(data: bytes) -> Model:
@@ -96,7 +79,9 @@ def parse_model(data: bytes) -> Model:
         elif number == 2:
             settings += _message(2, value)
             names = {45: "unk", 46: "bos", 47: "eos", 48: "pad"}
-            special |= {names[n]: v.decode() for n, v in _fields(value) if n in names and isinstance(v, bytes)}
+            special |= {
+                names[n]: v.decode() for n, v in _fields(value) if n in names and isinstance(v, bytes)
+            }
         elif number == 3:
             settings += _message(3, value)
             flags |= {n: v for n, v in _fields(value) if n in flags and isinstance(v, int)}
