@@ -250,9 +250,9 @@ def _attend_row(
         scores = softcap(scores, cap=cap)
     if seen is not None:
         scores[:, :, ~seen] = -np.inf
-    scores -= scores.max(axis=-1, keepdims=True)
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)
+    total = np.add.reduce(scores, axis=-1, keepdims=True)
     y = scores @ v  # [Hkv, G, D]
     np.divide(y, total, out=out.reshape(y.shape))
 
@@ -286,9 +286,9 @@ def _attend_rows(
             if cap is not None:
                 scores = softcap(scores, cap=cap)
             np.copyto(scores.reshape(r1 - r0, group, -1), np.float32(-np.inf), where=hidden)
-            scores -= scores.max(axis=-1, keepdims=True)
+            scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
             np.exp(scores, out=scores)
-            total = scores.sum(axis=-1, keepdims=True)
+            total = np.add.reduce(scores, axis=-1, keepdims=True)
             values = scores @ v[h, low:high]
             values /= total
             y[r0:r1, heads] = values.reshape(r1 - r0, group, -1)

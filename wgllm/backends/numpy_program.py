@@ -92,7 +92,7 @@ class NumpyProgram:
                 matrices.append(matrix)
         options = self.options
         budget = int(available_memory() * _MEMORY_SHARE) if options.memory is None else options.memory
-        matrices = sorted([*matrices, *stacks.values()], key=lambda m: m.shape[0] * m.shape[1])
+        matrices = sorted([*matrices, *stacks.values()], key=lambda m: m.size)
         make_dense(matrices, budget, options.threads or cpu_count(), options.progress)
         for node in self.graph.nodes:
             if node.op == "matmul_concat":
@@ -169,7 +169,7 @@ class NumpyProgram:
     def products(self) -> tuple[int, int]:
         sizes = {ROWS: 0, OUT_ROWS: 0}
         for matrix, rows in self._products():
-            sizes[rows] += matrix.shape[0] * matrix.shape[1]
+            sizes[rows] += matrix.size
         return sizes[ROWS], sizes[OUT_ROWS]
 
     def _products(self) -> Iterator[tuple[Matrix, Dim]]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wgllm.quant.base import F32, U8, QuantFormat
 
-CHUNK = 1 << 17
-PASS = 131072
-"""Numbers decoded at a time. Half a MiB of output, passed over two or three times, stays in the second-level
-cache; less than that and threads spend their time handing the interpreter's lock to each other."""
+I8 = NDArray[np.int8]
+
+# Two sizes, both in numbers. Bytes are unpacked for a whole chunk; the float32 passes over the output, four times
+# as wide and up to three per number, go over a shorter stretch that the second-level cache still holds. Smaller
+# chunks cost threads dearly: each NumPy call releases the interpreter's lock and has to get it back.
+CHUNK = 1 << 20
+STRETCH = 1 << 17
 
 
 class ChunkedFormat(QuantFormat):
-    """A format whose decoder works on a few thousand blocks at a time."""
+    """A format whose decoder works on ``CHUNK`` numbers at a time."""
 
     def dequantize_blocks(self, blocks: U8, out: F32) -> None:
         step = CHUNK // self.block_size
@@ -32,7 +36,7 @@ class ChunkedFormat(QuantFormat):
 
 def take_bytes(blocks: U8, start: int, stop: int) -> U8:
     """Bytes ``start:stop`` of every block as a contiguous [n, stop - start]."""
-    # As one wide element per block: NumPy copies those ten times as fast as rows of a few bytes.
+    # As one wide element per block: NumPy copies those several times as fast as rows of a few bytes.
     return blocks[:, start:stop].view(f"V{stop - start}").copy().view(np.uint8)
 
 
@@ -73,17 +77,36 @@ def unpack(packed: U8, bits: int, run: int) -> U8:
     return out.view(np.uint8).reshape(len(packed), -1)
 
 
-def scale(out: F32, quants: NDArray[np.uint8] | NDArray[np.int8], d: F32, offset: F32 | None = None) -> None:
-    """``out = quants * d + offset``, with one ``d`` and ``offset`` for every ``quants.size / d.size`` numbers."""
+def join(low: U8, high: U8, weight: int) -> U8:
+    """``low + weight * high`` where ``low < weight``. Overwrites both."""
+    high *= np.uint8(weight)  # NumPy multiplies bytes many at a time but shifts them left one by one
+    low |= high
+    return low
+
+
+def minus(quants: U8, zero: int) -> I8:
+    """``quants - zero``. Overwrites ``quants``."""
+    signed = quants.view(np.int8)
+    signed -= np.int8(zero)
+    return signed
+
+
+def scale(out: F32, quants: U8 | I8, d: F32, offset: F32 | None = None) -> None:
+    """``out = quants * d + offset``, where each of the ``d`` and ``offset`` is for one group of numbers."""
     groups = out.reshape(d.size, -1)
     quants = quants.reshape(groups.shape)
     d = d.reshape(-1, 1)
-    m = None if offset is None else offset.reshape(-1, 1)
-    step = PASS // groups.shape[1]
-    # Converted in a pass of its own: one mixed multiplication would go through NumPy's buffers, which is slower.
-    for i in range(0, len(groups), step):
-        part = groups[i : i + step]
-        np.copyto(part, quants[i : i + step])
-        part *= d[i : i + step]
-        if m is not None:
-            part += m[i : i + step]
+    offset = None if offset is None else offset.reshape(-1, 1)
+    for part in stretches(groups):
+        numbers = groups[part]
+        # A pass of its own: one multiplication of mixed types would go through NumPy's buffers, which is slower.
+        np.copyto(numbers, quants[part])
+        numbers *= d[part]
+        if offset is not None:
+            numbers += offset[part]
+
+
+def stretches(groups: F32) -> Iterator[slice]:
+    """Slices of the first axis of ``groups`` that hold ``STRETCH`` numbers each."""
+    step = STRETCH // groups.shape[1]
+    return (slice(start, start + step) for start in range(0, len(groups), step))

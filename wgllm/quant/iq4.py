@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from wgllm.quant.base import F32, U8
-from wgllm.quant.chunked import ChunkedFormat, take_bytes, take_halves, unpack
+from wgllm.quant.chunked import ChunkedFormat, join, minus, stretches, take_bytes, take_halves, unpack
 
 # ggml's kvalues_iq4nl: denser around 0, where weights are many.
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
@@ -37,10 +37,8 @@ class IQ4_XS(ChunkedFormat):  # noqa: N801
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scales = unpack(take_bytes(blocks, 4, 8), 4, 1)
-        scales |= unpack(take_bytes(blocks, 2, 4), 2, 1) * np.uint8(16)
-        signed = scales.view(np.int8)
-        signed -= np.int8(32)
-        _look_up(out, take_bytes(blocks, 8, 136), signed * take_halves(blocks, 0))
+        scales = join(scales, unpack(take_bytes(blocks, 2, 4), 2, 1), 16)
+        _look_up(out, take_bytes(blocks, 8, 136), minus(scales, 32) * take_halves(blocks, 0))
 
 
 def _pairs() -> np.typing.NDArray[np.complex64]:
@@ -56,8 +54,11 @@ _PAIRS = _pairs()
 
 
 def _look_up(out: F32, packed: U8, d: F32) -> None:
-    words = unpack(packed, 4, 16).view(np.uint16)
-    pairs = out.reshape(-1).view(np.complex64)
-    np.take(_PAIRS, words.reshape(-1), out=pairs, mode="clip")
-    groups = out.reshape(d.size, -1)
-    groups *= d.reshape(-1, 1)
+    """``out = LEVELS[quants] * d``, where each ``d`` is for 16 bytes of ``packed``, which hold 32 quants."""
+    words = unpack(packed, 4, 16).view(np.uint16).reshape(-1, 16)
+    groups = out.reshape(-1, 32)
+    d = d.reshape(-1, 1)
+    for part in stretches(groups):
+        numbers = groups[part]
+        np.take(_PAIRS, words[part], out=numbers.view(np.complex64), mode="clip")
+        numbers *= d[part]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from wgllm.quant.base import F32, U8
-from wgllm.quant.chunked import ChunkedFormat, scale, take_bytes, take_halves, unpack
+from wgllm.quant.chunked import ChunkedFormat, join, minus, scale, take_bytes, take_halves, unpack
 
 
 class Q2_K(ChunkedFormat):  # noqa: N801
@@ -40,9 +40,11 @@ class Q3_K(ChunkedFormat):  # noqa: N801
     type_size = 110
 
     def _decode(self, blocks: U8, out: F32) -> None:
-        scales = _join(unpack(take_bytes(blocks, 96, 104), 4, 8), unpack(take_bytes(blocks, 104, 108), 2, 4), 16)
-        quants = _join(unpack(take_bytes(blocks, 32, 96), 2, 32), unpack(take_bytes(blocks, 0, 32), 1, 32), 4)
-        scale(out, _minus(quants, 4), _minus(scales, 32) * take_halves(blocks, 108))
+        scales = join(
+            unpack(take_bytes(blocks, 96, 104), 4, 8), unpack(take_bytes(blocks, 104, 108), 2, 4), 16
+        )
+        quants = join(unpack(take_bytes(blocks, 32, 96), 2, 32), unpack(take_bytes(blocks, 0, 32), 1, 32), 4)
+        scale(out, minus(quants, 4), minus(scales, 32) * take_halves(blocks, 108))
 
 
 class Q4_K(ChunkedFormat):  # noqa: N801
@@ -68,7 +70,9 @@ class Q5_K(ChunkedFormat):  # noqa: N801
 
     def _decode(self, blocks: U8, out: F32) -> None:
         d, offset = _scales_and_offsets(blocks)
-        quants = _join(unpack(take_bytes(blocks, 48, 176), 4, 32), unpack(take_bytes(blocks, 16, 48), 1, 32), 16)
+        quants = join(
+            unpack(take_bytes(blocks, 48, 176), 4, 32), unpack(take_bytes(blocks, 16, 48), 1, 32), 16
+        )
         scale(out, quants, d, offset)
 
 
@@ -82,22 +86,10 @@ class Q6_K(ChunkedFormat):  # noqa: N801
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scales = take_bytes(blocks, 192, 208).view(np.int8)
-        quants = _join(unpack(take_bytes(blocks, 0, 128), 4, 64), unpack(take_bytes(blocks, 128, 192), 2, 32), 16)
-        scale(out, _minus(quants, 32), scales * take_halves(blocks, 208))
-
-
-def _join(low: U8, high: U8, weight: int) -> U8:
-    """``low + weight * high``, where both arrays are the caller's to overwrite."""
-    high *= np.uint8(weight)  # NumPy multiplies bytes with SIMD but shifts them left one by one
-    low |= high
-    return low
-
-
-def _minus(quants: U8, zero: int) -> np.typing.NDArray[np.int8]:
-    """``quants - zero``, written over ``quants``."""
-    signed = quants.view(np.int8)
-    signed -= np.int8(zero)
-    return signed
+        quants = join(
+            unpack(take_bytes(blocks, 0, 128), 4, 64), unpack(take_bytes(blocks, 128, 192), 2, 32), 16
+        )
+        scale(out, minus(quants, 32), scales * take_halves(blocks, 208))
 
 
 def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
@@ -107,10 +99,12 @@ def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
     s (low half) and t (high half) of groups 4-7, whose high two bits are on top of bytes 0-7.
     """
     first = take_bytes(blocks, 4, 12)
-    second = _join(unpack(take_bytes(blocks, 12, 16), 4, 4), first >> np.uint8(6), 16)
+    second = join(unpack(take_bytes(blocks, 12, 16), 4, 4), first >> np.uint8(6), 16)
     first &= np.uint8(63)
     # As words of four groups: [n, s or t, groups 0-3 or 4-7].
     words = np.stack([first.view(np.uint32), second.view(np.uint32)], axis=2)
-    scales = words.view(np.uint8).reshape(-1, 2, 8)
-    d = take_halves(blocks, 0, 2)
-    return scales[:, 0] * d[:, :1], scales[:, 1] * -d[:, 1:]
+    products = words.view(np.uint8).reshape(-1, 2, 8).astype(np.float32)
+    products *= take_halves(blocks, 0, 2)[:, :, None]
+    d, offset = np.ascontiguousarray(products.swapaxes(0, 1))
+    np.negative(offset, out=offset)
+    return d, offset

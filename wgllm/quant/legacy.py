@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wgllm.quant.base import F32, U8
-from wgllm.quant.chunked import ChunkedFormat, scale, take_bytes, take_halves, unpack
+from wgllm.quant.chunked import ChunkedFormat, join, minus, scale, take_bytes, take_halves, unpack
 
 
 class Q4_0(ChunkedFormat):  # noqa: N801
@@ -25,9 +25,8 @@ class Q4_0(ChunkedFormat):  # noqa: N801
     type_size = 18
 
     def _decode(self, blocks: U8, out: F32) -> None:
-        quants = unpack(take_bytes(blocks, 2, 18), 4, 16).view(np.int8)
-        quants -= np.int8(8)
-        scale(out, quants, take_halves(blocks, 0))
+        quants = unpack(take_bytes(blocks, 2, 18), 4, 16)
+        scale(out, minus(quants, 8), take_halves(blocks, 0))
 
     def quantize_blocks(self, values: F32) -> U8:
         d, quants = _quantize_symmetric(values, 8)
@@ -60,9 +59,7 @@ class Q5_0(ChunkedFormat):  # noqa: N801
     type_size = 22
 
     def _decode(self, blocks: U8, out: F32) -> None:
-        quants = _five_bits(blocks, 2).view(np.int8)
-        quants -= np.int8(16)
-        scale(out, quants, take_halves(blocks, 0))
+        scale(out, minus(_five_bits(blocks, 2), 16), take_halves(blocks, 0))
 
     def quantize_blocks(self, values: F32) -> U8:
         d, quants = _quantize_symmetric(values, 16)
@@ -110,10 +107,9 @@ class Q8_0(ChunkedFormat):  # noqa: N801
 def _five_bits(blocks: U8, start: int) -> U8:
     """Quants 0..31 of blocks that hold 4 bytes of fifth bits and 16 of low quants from ``start``."""
     quants = unpack(take_bytes(blocks, start + 4, start + 20), 4, 16)
-    fifth = np.unpackbits(take_bytes(blocks, start, start + 4), axis=1, bitorder="little")
-    fifth *= np.uint8(16)
-    quants |= fifth
-    return quants
+    # Flat, since along an axis NumPy unpacks one row at a time.
+    fifth = np.unpackbits(take_bytes(blocks, start, start + 4).reshape(-1), bitorder="little")
+    return join(quants, fifth.reshape(quants.shape), 16)
 
 
 def _quantize_symmetric(values: F32, zero: int) -> tuple[F32, U8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wgllm.quant.base import F32, U8, QuantFormat
-from wgllm.quant.chunked import ChunkedFormat, widen_halves
+from wgllm.quant.chunked import ChunkedFormat, stretches, widen_halves
 
 
 class F32Format(QuantFormat):
@@ -32,7 +32,9 @@ class F16Format(ChunkedFormat):
     type_size = 2
 
     def _decode(self, blocks: U8, out: F32) -> None:
-        widen_halves(blocks.view(np.uint16), out)
+        halves = blocks.view(np.uint16)
+        for part in stretches(out):
+            widen_halves(halves[part], out[part])
 
     def quantize_blocks(self, values: F32) -> U8:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -48,9 +50,10 @@ class BF16Format(ChunkedFormat):
     type_size = 2
 
     def _decode(self, blocks: U8, out: F32) -> None:
-        bits = out.view(np.uint32)
-        np.copyto(bits, blocks.view(np.uint16))
-        bits <<= np.uint32(16)
+        upper, bits = blocks.view(np.uint16), out.view(np.uint32)
+        for part in stretches(out):
+            np.copyto(bits[part], upper[part])
+            bits[part] <<= np.uint32(16)
 
     def quantize_blocks(self, values: F32) -> U8:
         bits = np.array(values, np.float32, order="C").view(np.uint32)

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from wgllm.errors import UsageError
-from wgllm.tokenizer.special import SpecialSplitter, end_of_generation, is_marker, mark_chat_structure
+from wgllm.tokenizer.special import (
+    SpecialSplitter,
+    chat_structure,
+    end_of_generation,
+    looks_like_structure,
+)
 from wgllm.tokenizer.vocabulary import TokenType, Vocabulary
 
-_STRUCTURE = (TokenType.CONTROL, TokenType.UNKNOWN)
 _ASCII_SPACE = " \t\n\v\f\r"
 
 
@@ -18,7 +22,6 @@ class Tokenizer(ABC):
     """Text ↔ token ids. Safe to use from several threads."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        mark_chat_structure(vocabulary)
         self._vocabulary = vocabulary
         self._bytes: dict[int, bytes] = {}
         ids = vocabulary.ids
@@ -42,8 +45,7 @@ class Tokenizer(ABC):
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Text → id of the tokens that are structure and not text: control tokens, ``<tool_call>`` …"""
-        found = self._vocabulary.of_type(*_STRUCTURE)
-        return {self._vocabulary.texts[i]: i for i in sorted({*found, *self._user_defined[0]})}
+        return {self._vocabulary.texts[i]: i for i in sorted({*self._hidden, *self._user_defined[0]})}
 
     def token_text(self, token_id: int) -> str:
         """The token as the vocabulary writes it."""
@@ -53,7 +55,7 @@ class Tokenizer(ABC):
     def is_control(self, token_id: int) -> bool:
         """Whether the token is structure that is never shown: BOS, ``<|im_end|>``, the unknown token."""
         self._check(token_id)
-        return int(self._vocabulary.types[token_id]) in _STRUCTURE
+        return token_id in self._hidden
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of ``text``, with the BOS and EOS that the file asks for if ``add_special``.
@@ -121,7 +123,12 @@ class Tokenizer(ABC):
         """User-defined tokens: those that look like structure, those that are text."""
         texts = self._vocabulary.texts
         ids = self._vocabulary.of_type(TokenType.USER_DEFINED)
-        return [i for i in ids if is_marker(texts[i])], [i for i in ids if not is_marker(texts[i])]
+        marks = [i for i in ids if i in self._hidden or looks_like_structure(texts[i])]
+        return marks, sorted(set(ids) - set(marks))
+
+    @cached_property
+    def _hidden(self) -> set[int]:
+        return chat_structure(self._vocabulary)
 
     @cached_property
     def _splitter_special(self) -> SpecialSplitter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wgllm.errors import ModelFileError, WgllmError
 from wgllm.tokenizer.base import Tokenizer
 from wgllm.tokenizer.pretokenizers import DEFAULT, PRE_TOKENIZERS, PreTokenizer
+from wgllm.tokenizer.special import make_ends_control
 from wgllm.tokenizer.vocabulary import GgufVocabularyReader, TokenType, Vocabulary
 
 if TYPE_CHECKING:
@@ -75,20 +75,11 @@ def bpe_from_gguf(path: Path, metadata: Mapping[str, Any]) -> BpeTokenizer:
     if kind is None:
         supported = ", ".join(PRE_TOKENIZERS)
         raise reader.fail("pre", f"{name!r} is not a pre-tokenizer that wgllm knows; it knows {supported}")
-    with no_garbage_collection():
-        vocabulary = reader.read(add_bos=kind.add_bos, default_ids={})
-        merges = _split_merges(reader, reader.strings("merges"))
-        pipeline = make_pipeline(vocabulary, merges, ignore_merges=kind.ignore_merges)
+    vocabulary = reader.read(add_bos=kind.add_bos, default_ids={})
+    make_ends_control(vocabulary)
+    pipeline = make_pipeline(vocabulary, reader.pairs("merges"), ignore_merges=kind.ignore_merges)
     pipeline.pre_tokenizer = _pre_tokenizer(kind)
     return BpeTokenizer(vocabulary, pipeline)
-
-
-def _split_merges(reader: GgufVocabularyReader, merges: list[str]) -> list[tuple[str, str]]:
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
-        at = next(i for i, pair in enumerate(pairs) if len(pair) != 2)
-        raise reader.fail(f"merges[{at}]", f"{merges[at]!r} is not two tokens with a space between")
-    return pairs  # type: ignore[return-value]
 
 
 def make_pipeline(
@@ -127,15 +118,3 @@ def _pre_tokenizer(kind: PreTokenizer) -> tokenizers.pre_tokenizers.PreTokenizer
 
     splits = [Split(Regex(pattern), "isolated") for pattern in kind.patterns]
     return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Collections while hundreds of thousands of tuples are made cost more than making them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,4 +1,4 @@
-"""Hugging Face directories: ``tokenizer.json``, ``tokenizer.model``, and the settings that lie beside them."""
+"""Hugging Face directories: ``tokenizer.json``, ``tokenizer.model``, and the settings beside them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from wgllm.tokenizer.base import Tokenizer
 from wgllm.tokenizer.bpe import (
     byte_level_bytes,
     library_errors,
-    no_garbage_collection,
     no_threads,
     run_pipeline,
 )
 from wgllm.tokenizer.spm import BYTE_TEXTS, SpmTokenizer, spm_token_bytes
 from wgllm.tokenizer.spm_proto import parse_model
-from wgllm.tokenizer.vocabulary import TokenType, Vocabulary
+from wgllm.tokenizer.vocabulary import TokenType, Vocabulary, no_garbage_collection
 
 if TYPE_CHECKING:
     import tokenizers
@@ -177,10 +176,10 @@ def _apply_settings(vocabulary: Vocabulary, directory: Path, *, add_bos: bool, a
     for key, default in (("add_bos_token", add_bos), ("add_eos_token", add_eos)):
         value = config.get(key)
         setattr(vocabulary, key.removesuffix("_token"), value if isinstance(value, bool) else default)
-    ends: set[int] = set()
+    ends: set[Any] = set()
     for file in ("generation_config.json", "config.json"):
         value = _read_beside(directory, file).get("eos_token_id")
-        ends.update(value if isinstance(value, list) else [value])
+        ends.update([i for i in value if isinstance(i, int)] if isinstance(value, list) else [value])
     vocabulary.extra_eog = frozenset(i for i in ends if type(i) is int and 0 <= i < len(vocabulary.texts))
     vocabulary.chat_template = _chat_template(directory, config.get("chat_template"))
 
@@ -215,14 +214,11 @@ def _pipeline(data: dict[str, Any]) -> tokenizers.Tokenizer:
     from tokenizers.models import BPE
 
     model: dict[str, Any] = data["model"]
-    parts = {key: data.get(key) for key in ("normalizer", "pre_tokenizer")}
-    skeleton = {"version": "1.0", "added_tokens": [], "model": {**model, "dropout": None}, **parts}
+    parts = {"version": "1.0", "added_tokens": []} | {k: data.get(k) for k in ("normalizer", "pre_tokenizer")}
     if model["type"] != "BPE":
-        del skeleton["model"]["dropout"]
-        return Tokenizer.from_str(json.dumps(skeleton))
+        return Tokenizer.from_str(json.dumps({**parts, "model": model}))
     # Handing over the tables directly takes half the time of going through JSON again.
-    skeleton["model"] = {"type": "BPE", "vocab": {}, "merges": []}
-    pipeline = Tokenizer.from_str(json.dumps(skeleton))
+    pipeline = Tokenizer.from_str(json.dumps({**parts, "model": {"type": "BPE", "vocab": {}, "merges": []}}))
     names = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
     options = {name: model[name] for name in (*names, "ignore_merges") if model.get(name) is not None}
     merges = [tuple(m.split(" ", 1) if isinstance(m, str) else m) for m in model["merges"]]

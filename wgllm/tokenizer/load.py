@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from wgllm.errors import ModelFileError, ModelNotFoundError
 from wgllm.tokenizer.base import Tokenizer
+from wgllm.tokenizer.vocabulary import no_garbage_collection
 
 if TYPE_CHECKING:
     from wgllm.formats.model_file import ModelFile
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a GGUF file, a ``tokenizer.model``, a ``tokenizer.json`` or a directory with one of those.
+    """The tokenizer of a GGUF file, a ``tokenizer.model``, a ``tokenizer.json``, or a directory with one.
 
     Raises ModelNotFoundError where there is none, and ModelFileError, naming file and field, where it is bad.
     """
@@ -46,11 +47,13 @@ def tokenizer_from_model(model: ModelFile) -> Tokenizer:
     if kind == "llama":
         from wgllm.tokenizer.spm import spm_from_gguf
 
-        return spm_from_gguf(model.path, model.metadata)
+        with no_garbage_collection():
+            return spm_from_gguf(model.path, model.metadata)
     if kind == "gpt2":
         from wgllm.tokenizer.bpe import bpe_from_gguf
 
-        return bpe_from_gguf(model.path, model.metadata)
+        with no_garbage_collection():
+            return bpe_from_gguf(model.path, model.metadata)
     if kind is not None:
         problem = f"{kind!r} is not a kind of tokenizer that wgllm knows; it knows llama and gpt2"
         raise ModelFileError(model.path, "tokenizer.ggml.model", problem)

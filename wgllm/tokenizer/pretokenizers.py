@@ -7,6 +7,7 @@ a model's own tokenizer.json has the same meaning.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -34,7 +35,7 @@ _GPT4O = (
     rf"|\p{{N}}{{1,3}}|{_REST_SLASH}"
 )
 _CJK = "[一-龥ࠀ-一가-퟿]+"
-# Letters with case, in the Unicode version of the model, as code points: normalizing editors spoil the characters.
+# Letters with case, in the Unicode version of the model. As numbers: normalizing editors spoil the letters.
 _DEEPSEEK_CASED = (
     "41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A "
     "38C 38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF "
@@ -44,10 +45,8 @@ _DEEPSEEK_CASED = (
     "2145-2149 214E 2183 2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F "
     "A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 "
     "104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"
-).split()
-_DEEPSEEK_LETTERS = (
-    r"\s?[" + "".join(r"\x{" + run.replace("-", r"}-\x{") + "}" for run in _DEEPSEEK_CASED) + "]+"
 )
+_DEEPSEEK_LETTERS = r"\s?[" + re.sub("[0-9A-F]+", r"\\x{\g<0>}", _DEEPSEEK_CASED).replace(" ", "") + "]+"
 _DEEPSEEK3_REST = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -68,8 +67,8 @@ DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0
 
 _KINDS: dict[str, PreTokenizer] = {
     "default": DEFAULT,
-    "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum modern-bert roberta-bpe "
-    "jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code": PreTokenizer((_GPT2,)),
+    "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum modern-bert "
+    "roberta-bpe jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code": PreTokenizer((_GPT2,)),
     "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2": PreTokenizer((r"\p{N}", _GPT2)),
     "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": PreTokenizer(
         (_LLAMA3,), ignore_merges=True, add_bos=True

@@ -7,73 +7,85 @@ from collections.abc import Iterable
 
 from wgllm.tokenizer.vocabulary import TokenType, Vocabulary
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Texts that end a generation wherever they are special (llama.cpp: special_eog_ids).
-END_OF_GENERATION = frozenset(
+_END_OF_GENERATION = _words(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> "
     "<|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<｜end▁of▁sentence｜> [e~[".split()
+    "<｜end▁of▁sentence｜> [e~["
 )
 
 # Models were trained to begin another file after these, so a completion of code ends there too.
 _FILE_BORDERS = {
-    "fim_pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]".split(),
-    "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>".split(),
-    "fim_sep": ["<|file_sep|>"],
+    "fim_pad": _words("<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]"),
+    "fim_rep": _words("<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>"),
+    "fim_sep": _words("<|file_sep|>"),
 }
 
-# Structure of a chat that some converters marked as user-defined or even normal. As control tokens they can't
-# be written by a user.
-_CHAT_STRUCTURE = END_OF_GENERATION | frozenset(
-    "<start_of_turn> <|im_start|> <|im_sep|> <|start_header_id|> <|end_header_id|> <|begin_of_text|> <|user|> "
-    "<|assistant|> <|system|> <|tool|> <|start|> <|message|> <|channel|> <|constrain|> <｜begin▁of▁sentence｜> "
-    "<｜User｜> <｜Assistant｜> <|User|> <|Assistant|> <|EOT|> <bos> <pad> <unk> [INST] [/INST] <|turn>".split()
+# Structure of a chat, which some converters marked as user-defined.
+_CHAT_STRUCTURE = _END_OF_GENERATION | _words(
+    "<start_of_turn> <|im_start|> <|im_sep|> <|start_header_id|> <|end_header_id|> <|begin_of_text|> "
+    "<|user|> <|assistant|> <|system|> <|tool|> <|start|> <|message|> <|channel|> <|constrain|> <|turn> "
+    "<｜begin▁of▁sentence｜> <｜User｜> <｜Assistant｜> <|User|> <|Assistant|> <|EOT|> <bos> <pad> <unk> "
+    "[INST] [/INST]"
 )
 
-# User-defined tokens that look like structure: <tool_call>, <think>, <|fim_hole|>, [TOOL_CALLS]. Others, such as
-# Gemma's <table> and runs of newlines, are ordinary text.
+# User-defined tokens that look like structure: <tool_call>, <think>, <|fim_hole|>, [TOOL_CALLS]. Others, such
+# as Gemma's <table> and runs of newlines, are ordinary text.
 _MARKER = re.compile(r"<[|｜].*|.*[|｜]>|</?\w*_\w*>|</?think>|</?answer>|\[/?[A-Z]{2,}[A-Z_]*\]", re.DOTALL)
 
+_SPECIAL_TYPES = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
-def mark_chat_structure(vocabulary: Vocabulary) -> None:
-    """Makes control tokens of user-defined ones that no text may write."""
-    for text in (*_CHAT_STRUCTURE, "<s>", "</s>"):
-        i = vocabulary.index.get(text)
-        if i is None or vocabulary.types[i] != TokenType.USER_DEFINED:
-            continue
-        if text not in ("<s>", "</s>") or _sentence_tags_are_structure(vocabulary):
+
+def chat_structure(vocabulary: Vocabulary) -> set[int]:
+    """Tokens that are never shown: control tokens, the unknown token, and turns that are user-defined."""
+    names = _CHAT_STRUCTURE | _sentence_tags(vocabulary)
+    found = set(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
+    for name in names:
+        i = vocabulary.index.get(name)
+        if i is not None and vocabulary.types[i] == TokenType.USER_DEFINED:
+            found.add(i)
+    return found
+
+
+def make_ends_control(vocabulary: Vocabulary) -> None:
+    """Makes control tokens of end tokens that a GGUF file has as user-defined, as llama.cpp does."""
+    for i in end_of_generation(vocabulary):
+        if vocabulary.types[i] == TokenType.USER_DEFINED:
             vocabulary.types[i] = TokenType.CONTROL
 
 
-def _sentence_tags_are_structure(vocabulary: Vocabulary) -> bool:
-    """Whether ``<s>`` and ``</s>`` bound sentences; in Gemma they are HTML's strikethrough."""
-    i = vocabulary.index.get("<s>")
-    return i is not None and vocabulary.types[i] == TokenType.CONTROL
-
-
-def is_marker(text: str) -> bool:
-    """Whether a user-defined token looks like structure rather than like text."""
-    return _MARKER.fullmatch(text) is not None
+def looks_like_structure(text: str) -> bool:
+    """Whether a user-defined token of that text is a mark for the model rather than ordinary text."""
+    return text in _CHAT_STRUCTURE or _MARKER.fullmatch(text) is not None
 
 
 def end_of_generation(vocabulary: Vocabulary) -> frozenset[int]:
     """Every token after which the model has nothing more to say, found as llama.cpp finds them."""
-    special = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-    names = set(END_OF_GENERATION)
+    names = set(_END_OF_GENERATION | _sentence_tags(vocabulary)) - {"<s>"}
     for role, texts in _FILE_BORDERS.items():
         if role not in vocabulary.ids:
-            names.update(next(([text] for text in texts if text in vocabulary.index), []))
-    if _sentence_tags_are_structure(vocabulary):
-        names.add("</s>")
-    found = {text: vocabulary.index[text] for text in names if text in vocabulary.index}
-    found = {text: i for text, i in found.items() if vocabulary.types[i] in special}
-    # In gpt-oss and Solar <|end|> only ends a message, another one follows; in Gemma 4 </s> is text.
-    if "<|call|>" in found or "<|calls|>" in found:
-        if "<|return|>" in found or "<|flush|>" in found:
-            found.pop("<|end|>", None)
+            names |= texts
+    found = {name: vocabulary.index[name] for name in names if name in vocabulary.index}
+    found = {name: i for name, i in found.items() if vocabulary.types[i] in _SPECIAL_TYPES}
+    # In gpt-oss and Solar <|end|> only ends a message, and another one follows; in Gemma 4 </s> is text.
+    if found.keys() & {"<|call|>", "<|calls|>"} and found.keys() & {"<|return|>", "<|flush|>"}:
+        found.pop("<|end|>", None)
     if "<|tool_response>" in found:
         found.pop("</s>", None)
     roles = ("eos", "eot", "eom", *_FILE_BORDERS)
-    return frozenset(found.values()) | {vocabulary.ids[r] for r in roles if r in vocabulary.ids}
+    return frozenset(found.values()) | {vocabulary.ids[role] for role in roles if role in vocabulary.ids}
+
+
+def _sentence_tags(vocabulary: Vocabulary) -> frozenset[str]:
+    """``<s>`` and ``</s>`` where they bound sentences; elsewhere they are HTML's strikethrough (Gemma)."""
+    i = vocabulary.index.get("<s>")
+    bound = i is not None and vocabulary.types[i] == TokenType.CONTROL
+    return frozenset(("<s>", "</s>") if bound else ())
 
 
 class SpecialSplitter:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wgllm.errors import ModelFileError
 from wgllm.tokenizer import spm_proto
 from wgllm.tokenizer.base import Tokenizer
+from wgllm.tokenizer.special import make_ends_control
 from wgllm.tokenizer.vocabulary import GgufVocabularyReader, TokenType, Vocabulary
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class SpmTokenizer(Tokenizer):
         remove_extra_whitespaces: bool = False,
         settings: bytes | None = None,
     ) -> None:
-        """``scores`` [vocabulary]; ``settings``: serialized trainer_spec and normalizer_spec of a model file."""
+        """``scores`` [vocabulary]; ``settings``: the model file's own, serialized (see spm_proto)."""
         super().__init__(vocabulary)
         self._remove_extra_whitespaces = remove_extra_whitespaces
         self._processor = _build(self._vocabulary, scores, set(self._user_defined[0]), settings)
@@ -74,6 +75,7 @@ def spm_from_gguf(path: Path, metadata: Mapping[str, Any]) -> SpmTokenizer:
         at = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise reader.fail(f"scores[{at}]", f"is {scores[at]}")
     vocabulary.add_space_prefix = reader.flag("add_space_prefix", True)
+    make_ends_control(vocabulary)
     name = metadata.get("general.name")
     if isinstance(name, str) and re.search(r"phi-?3", name, re.IGNORECASE):
         # GGUF has no such flags per token; llama.cpp knows these by the model's name too.

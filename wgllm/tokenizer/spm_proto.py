@@ -22,7 +22,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def write_model(
     texts: list[bytes], scores: NDArray[np.float32], types: NDArray[np.uint8], settings: bytes
 ) -> bytes:
-    """A serialized ModelProto of n pieces: ``scores`` [n], ``types`` [n], ``settings`` as serialized fields."""
+    """A serialized ModelProto of n pieces; ``scores`` [n], ``types`` [n]; ``settings``: fields 2 and 3."""
     # Per piece: tag and length of the message, tag and length of the text | text | score and type.
     tail = np.zeros(len(texts), [("score_tag", "u1"), ("score", "<f4"), ("type_tag", "u1"), ("type", "u1")])
     tail["score_tag"], tail["score"] = 2 << 3 | _FIXED32, scores

@@ -52,7 +52,10 @@ class StopScanner:
         self.stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that can't be part of a stop string any more, and whether one was found (then nothing more comes)."""
+        """Text that can't be part of a stop string any more, and whether one was found.
+
+        When one was, that text is the last.
+        """
         if self.stopped:
             return "", True
         if not self._stops:
