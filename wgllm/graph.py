@@ -86,7 +86,11 @@ class Graph:
         at = next((i for i, n in enumerate(self.nodes) if n.layer is not None and n.layer >= layer), None)
         if not at:
             raise ValueError(f"nothing to cut before layer {layer}")
-        return self._part(self.nodes[:at], self.nodes[at:]), self._part(self.nodes[at:], ())
+        first, rest = self.nodes[:at], self.nodes[at:]
+        # Which position each cell holds is state that every segment keeps for itself.
+        read = {name for n in rest for name in n.inputs}
+        shared = tuple(n for n in first if n.op == "cell_write" and n.outputs[0] in read)
+        return self._part(first, rest), self._part(shared + rest, ())
 
     def _part(self, nodes: tuple[Node, ...], later: tuple[Node, ...]) -> Graph:
         """The graph of ``nodes`` alone, when ``later`` run elsewhere afterwards."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wgllm.errors import UsageError
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -15,7 +18,7 @@ F32 = NDArray[np.float32]
 class QuantFormat(abc.ABC):
     """One GGUF tensor type. A row of ``n`` numbers is ``n / block_size`` blocks of ``type_size`` bytes each.
 
-    Subclasses register themselves with one instance under ``type_id`` and ``name``.
+    Subclasses that have a ``name`` register themselves, with one instance under ``type_id`` and ``name``.
     """
 
     name: str
@@ -27,23 +30,32 @@ class QuantFormat(abc.ABC):
     type_size: int
     """Bytes per block."""
 
-    _by_id: dict[int, QuantFormat] = {}
-    _by_name: dict[str, QuantFormat] = {}
+    _by_id: ClassVar[dict[int, QuantFormat]] = {}
+    _by_name: ClassVar[dict[str, QuantFormat]] = {}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in cls.__dict__:
+            if cls.type_id in QuantFormat._by_id or cls.name in QuantFormat._by_name:
+                raise TypeError(f"there already is a format {cls.name} or type number {cls.type_id}")
             instance = cls()
             QuantFormat._by_id[cls.type_id] = instance
             QuantFormat._by_name[cls.name] = instance
 
     @abc.abstractmethod
     def dequantize_blocks(self, blocks: U8, out: F32) -> None:
-        """Writes the numbers of ``blocks [n, type_size]`` to ``out [n, block_size]``, bit-exact with ggml."""
+        """Writes the numbers of ``blocks [n, type_size]`` to ``out [n, block_size]``, bit-exact with ggml.
+
+        Both are C-contiguous. Releases the interpreter's lock for most of the time, so that threads can share
+        the rows of a tensor; a call works for one thread.
+        """
 
     def quantize_blocks(self, values: F32) -> U8:
-        """The blocks ``[n, type_size]`` of ``values [n, block_size]``, equal to the reference quantizer's."""
-        raise NotImplementedError(f"wgllm does not quantize to {self.name}")
+        """The blocks ``[n, type_size]`` of ``values [n, block_size]``, equal to the reference quantizer's.
+
+        Raises UsageError for the formats that wgllm only reads.
+        """
+        raise UsageError(f"wgllm reads {self.name} but cannot quantize to it")
 
     @property
     def bits_per_weight(self) -> float:

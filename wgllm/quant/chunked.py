@@ -12,8 +12,8 @@ from wgllm.quant.base import F32, U8, QuantFormat
 
 I8 = NDArray[np.int8]
 
-# Two sizes, both in numbers. Bytes are unpacked for a whole chunk; the float32 passes over the output, four times
-# as wide and up to three per number, go over a shorter stretch that the second-level cache still holds. Smaller
+# Two sizes, both in numbers. Bytes are unpacked for a whole chunk. The float32 passes over the output, four times
+# as wide and up to three, cover a shorter stretch at a time, which the second-level cache still holds. Smaller
 # chunks cost threads dearly: each NumPy call releases the interpreter's lock and has to get it back.
 CHUNK = 1 << 20
 STRETCH = 1 << 17
@@ -24,7 +24,7 @@ class ChunkedFormat(QuantFormat):
 
     def dequantize_blocks(self, blocks: U8, out: F32) -> None:
         step = CHUNK // self.block_size
-        # A hostile file may hold infinite scales: inf * 0 and inf - inf are NaN here as in ggml, not an error.
+        # A hostile file may hold infinite scales: inf * 0 and inf - inf are NaN, as in ggml, and not an error.
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(blocks), step):
                 self._decode(blocks[start : start + step], out[start : start + step])
@@ -99,7 +99,7 @@ def scale(out: F32, quants: U8 | I8, d: F32, offset: F32 | None = None) -> None:
     offset = None if offset is None else offset.reshape(-1, 1)
     for part in stretches(groups):
         numbers = groups[part]
-        # A pass of its own: one multiplication of mixed types would go through NumPy's buffers, which is slower.
+        # A pass of its own: multiplying mixed types would go through NumPy's buffers, which is slower.
         np.copyto(numbers, quants[part])
         numbers *= d[part]
         if offset is not None:

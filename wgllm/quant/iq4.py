@@ -1,7 +1,7 @@
 """The 4-bit formats whose quants are places in a table instead of numbers on a line: IQ4_NL and IQ4_XS.
 
-Layouts are those of ggml's ``block_iq4_nl`` and ``block_iq4_xs``. ``d`` is float16. A byte with two quants holds
-number i of its group of 32 in the low half and number i + 16 in the high half.
+Layouts are those of ggml's ``block_iq4_nl`` and ``block_iq4_xs``, here as name and bytes of each part, in order.
+``d`` is float16. A byte of quants holds number i of its group of 32 in the low half, i + 16 in the high half.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from wgllm.quant.chunked import ChunkedFormat, join, minus, stretches, take_byte
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
-class IQ4_NL(ChunkedFormat):  # noqa: N801
+class IQ4_NL(ChunkedFormat):
     """``d`` 2 | quants 16. x = d LEVELS[q]."""
 
     name = "IQ4_NL"
@@ -27,7 +27,7 @@ class IQ4_NL(ChunkedFormat):  # noqa: N801
         _look_up(out, take_bytes(blocks, 2, 18), take_halves(blocks, 0))
 
 
-class IQ4_XS(ChunkedFormat):  # noqa: N801
+class IQ4_XS(ChunkedFormat):
     """``d`` 2 | high scale bits 2 | low scale bits 4 | quants 128. x = d (s - 32) LEVELS[q], groups of 32."""
 
     name = "IQ4_XS"

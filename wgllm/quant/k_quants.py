@@ -1,8 +1,8 @@
 """The K-quants: 256 numbers in groups of 16 or 32, whose scales are quantized themselves.
 
-Layouts are those of ggml's ``block_q*_K`` structures. ``d`` and ``dmin`` are float16. Quants of b bits lie in runs
-of 32 bytes (64 in Q6_K's low part): the lowest b bits of the run's bytes are the first numbers, then come the next
-higher b bits, and so on.
+Layouts are those of ggml's ``block_q*_K`` structures, here as name and bytes of each part, in order. ``d`` and
+``dmin`` are float16. Quants of b bits lie in runs of 32 bytes (64 in Q6_K's low part): the lowest b bits of the
+run's bytes are its first numbers, then come the next higher b bits, and so on.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from wgllm.quant.base import F32, U8
 from wgllm.quant.chunked import ChunkedFormat, join, minus, scale, take_bytes, take_halves, unpack
 
 
-class Q2_K(ChunkedFormat):  # noqa: N801
-    """Scales 16 (low half s, high half t) | quants 64 | ``d`` 2 | ``dmin`` 2. x = d s q - dmin t, groups of 16."""
+class Q2_K(ChunkedFormat):
+    """Scales 16 | quants 64 | ``d`` 2 | ``dmin`` 2. x = d s q - dmin t, groups of 16.
+
+    A scale byte holds s in its low and t in its high half.
+    """
 
     name = "Q2_K"
     type_id = 10
@@ -28,10 +31,10 @@ class Q2_K(ChunkedFormat):  # noqa: N801
         scale(out, quants, (scales & np.uint8(15)) * d[:, :1], (scales >> np.uint8(4)) * -d[:, 1:])
 
 
-class Q3_K(ChunkedFormat):  # noqa: N801
+class Q3_K(ChunkedFormat):
     """Third bits 32 | low quants 64 | scales 12 | ``d`` 2. x = d (s - 32) (q - 4), groups of 16.
 
-    Of the 6-bit scales s, 8 bytes hold the low four bits and 4 bytes the high two.
+    Of the 6-bit scales s, the first 8 bytes hold the low four bits and the last 4 bytes the high two.
     """
 
     name = "Q3_K"
@@ -47,7 +50,7 @@ class Q3_K(ChunkedFormat):  # noqa: N801
         scale(out, minus(quants, 4), minus(scales, 32) * take_halves(blocks, 108))
 
 
-class Q4_K(ChunkedFormat):  # noqa: N801
+class Q4_K(ChunkedFormat):
     """``d`` 2 | ``dmin`` 2 | scales 12 | quants 128. x = d s q - dmin t, groups of 32."""
 
     name = "Q4_K"
@@ -60,7 +63,7 @@ class Q4_K(ChunkedFormat):  # noqa: N801
         scale(out, unpack(take_bytes(blocks, 16, 144), 4, 32), d, offset)
 
 
-class Q5_K(ChunkedFormat):  # noqa: N801
+class Q5_K(ChunkedFormat):
     """``d`` 2 | ``dmin`` 2 | scales 12 | fifth bits 32 | low quants 128. x = d s q - dmin t, groups of 32."""
 
     name = "Q5_K"
@@ -76,7 +79,7 @@ class Q5_K(ChunkedFormat):  # noqa: N801
         scale(out, quants, d, offset)
 
 
-class Q6_K(ChunkedFormat):  # noqa: N801
+class Q6_K(ChunkedFormat):
     """Low quants 128 | high two bits 64 | signed scales 16 | ``d`` 2. x = d s (q - 32), groups of 16."""
 
     name = "Q6_K"
@@ -95,16 +98,15 @@ class Q6_K(ChunkedFormat):  # noqa: N801
 def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
     """d s and -dmin t of Q4_K and Q5_K, [n, 8] each.
 
-    Of the 12 bytes, 0-3 hold s of groups 0-3 in their low six bits and 4-7 hold t; 8-11 hold the low four bits of
-    s (low half) and t (high half) of groups 4-7, whose high two bits are on top of bytes 0-7.
+    Of the 12 bytes, 0-3 hold s of groups 0-3 in their low six bits and 4-7 hold t. Bytes 8-11 hold the low four
+    bits of s (low half) and t (high half) of groups 4-7; their high two bits are on top of bytes 0-7.
     """
     first = take_bytes(blocks, 4, 12)
     second = join(unpack(take_bytes(blocks, 12, 16), 4, 4), first >> np.uint8(6), 16)
     first &= np.uint8(63)
-    # As words of four groups: [n, s or t, groups 0-3 or 4-7].
-    words = np.stack([first.view(np.uint32), second.view(np.uint32)], axis=2)
-    products = words.view(np.uint8).reshape(-1, 2, 8).astype(np.float32)
-    products *= take_halves(blocks, 0, 2)[:, :, None]
-    d, offset = np.ascontiguousarray(products.swapaxes(0, 1))
-    np.negative(offset, out=offset)
-    return d, offset
+    words = np.empty((2, len(blocks), 2), np.uint32)  # [s or t, n, groups 0-3 or 4-7]: four groups to a word
+    words[:, :, 0] = first.view(np.uint32).T
+    words[:, :, 1] = second.view(np.uint32).T
+    scales, minima = words.view(np.uint8)  # [n, 8] each
+    d = take_halves(blocks, 0, 2)
+    return scales * d[:, :1], minima * -d[:, 1:]

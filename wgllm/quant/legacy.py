@@ -1,7 +1,7 @@
 """The formats with one scale for 32 numbers: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 
-Layouts are those of ggml's ``block_q*`` structures. ``d`` (scale) and ``m`` (minimum) are float16. Bytes with two
-4-bit quants hold number i in the low and number i + 16 in the high half.
+Layouts are those of ggml's ``block_q*`` structures, here as name and bytes of each part, in order. ``d`` (scale)
+and ``m`` (minimum) are float16. Bytes with two 4-bit quants hold number i in the low half, i + 16 in the high half.
 
 Quantizing follows ggml's reference. A block with a NaN or an infinity gets a scale or a minimum that is not
 finite, so that the trouble is still seen when the block is read back; its quants mean nothing.
@@ -16,7 +16,7 @@ from wgllm.quant.base import F32, U8
 from wgllm.quant.chunked import ChunkedFormat, join, minus, scale, take_bytes, take_halves, unpack
 
 
-class Q4_0(ChunkedFormat):  # noqa: N801
+class Q4_0(ChunkedFormat):
     """``d`` 2 | quants 16. x = d (q - 8)."""
 
     name = "Q4_0"
@@ -33,7 +33,7 @@ class Q4_0(ChunkedFormat):  # noqa: N801
         return np.hstack([_half_bytes(d), _pack_nibbles(quants)])
 
 
-class Q4_1(ChunkedFormat):  # noqa: N801
+class Q4_1(ChunkedFormat):
     """``d`` 2 | ``m`` 2 | quants 16. x = d q + m."""
 
     name = "Q4_1"
@@ -50,7 +50,7 @@ class Q4_1(ChunkedFormat):  # noqa: N801
         return np.hstack([_half_bytes(d), _half_bytes(m), _pack_nibbles(quants)])
 
 
-class Q5_0(ChunkedFormat):  # noqa: N801
+class Q5_0(ChunkedFormat):
     """``d`` 2 | fifth bits 4 (bit i is number i's) | low quants 16. x = d (q - 16)."""
 
     name = "Q5_0"
@@ -66,7 +66,7 @@ class Q5_0(ChunkedFormat):  # noqa: N801
         return np.hstack([_half_bytes(d), _pack_fifth_bits(quants), _pack_nibbles(quants)])
 
 
-class Q5_1(ChunkedFormat):  # noqa: N801
+class Q5_1(ChunkedFormat):
     """``d`` 2 | ``m`` 2 | fifth bits 4 (bit i is number i's) | low quants 16. x = d q + m."""
 
     name = "Q5_1"
@@ -83,7 +83,7 @@ class Q5_1(ChunkedFormat):  # noqa: N801
         return np.hstack([_half_bytes(d), _half_bytes(m), _pack_fifth_bits(quants), _pack_nibbles(quants)])
 
 
-class Q8_0(ChunkedFormat):  # noqa: N801
+class Q8_0(ChunkedFormat):
     """``d`` 2 | signed quants 32. x = d q."""
 
     name = "Q8_0"
@@ -98,7 +98,7 @@ class Q8_0(ChunkedFormat):  # noqa: N801
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             d = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
             scaled = values * _inverse(d)
-            # Halves away from zero. What trunc leaves is exact, so 0.49999997 does not become 1 as in floor(x + 0.5).
+            # Halves go away from zero. What trunc leaves is exact: 0.49999997 stays 0, unlike in floor(x + 0.5).
             whole = np.trunc(scaled)
             whole += np.trunc(2 * (scaled - whole))
             return np.hstack([_half_bytes(d), whole.astype(np.int8).view(np.uint8)])

@@ -42,7 +42,7 @@ class F16Format(ChunkedFormat):
 
 
 class BF16Format(ChunkedFormat):
-    """The upper half of a binary32, little-endian. Written rounding to nearest, ties to even; NaNs become quiet."""
+    """The upper half of an IEEE binary32, little-endian. Rounds to nearest, ties to even; makes NaNs quiet."""
 
     name = "BF16"
     type_id = 30
