@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,14 +22,13 @@ def cell_counts(windows: Mapping[str, int | None], ctx_size: int, largest_step: 
 
 
 def state_bytes(graph: Graph, sizes: Mapping[str, int], bytes_per_number: float) -> int:
-    """Memory of the KV state of a graph whose named sizes have these values."""
-    total = 0.0
-    for tensor in graph.of_kind("state"):
-        n = 1
-        for d in tensor.shape:
-            n *= d if isinstance(d, int) else sizes[d]
-        total += n * (4 if tensor.dtype == "i32" else bytes_per_number)
-    return int(total)
+    """Memory of the keys and values of a graph whose named sizes have these values."""
+    numbers = sum(
+        math.prod(d if isinstance(d, int) else sizes[d] for d in tensor.shape)
+        for tensor in graph.of_kind("state")
+        if tensor.dtype == "kv"
+    )
+    return int(numbers * bytes_per_number)
 
 
 @dataclass

@@ -180,9 +180,11 @@ class Llm:
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         parse_special: bool = False,
+        sampling: SamplingParams | None = None,
     ) -> Iterator[Event]:
         """Events as tokens are made, then one with ``finish`` and ``stats``.
 
+        ``sampling`` stands for temperature, top_k, top_p, min_p and seed in one.
         A string prompt is tokenized with the special tokens that the file asks for. Text that begins a stop string is
         held back until it is clear whether it does. Leaving the loop early cancels the rest.
         """
@@ -190,7 +192,7 @@ class Llm:
         request = Request(
             tokens=tokens,
             max_tokens=None if max_tokens is None or max_tokens < 0 else max_tokens,
-            sampling=SamplingParams(temperature, top_k, top_p, min_p, seed),
+            sampling=sampling or SamplingParams(temperature, top_k, top_p, min_p, seed),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             ignore_eos=ignore_eos,
         )

@@ -66,8 +66,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "wgllm"
+        return _fail(f"{error.format_message()} ({command} --help tells more)", error.exit_code)
     except BrokenPipeError:
         # `wgllm ... | head`: the reader has gone. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

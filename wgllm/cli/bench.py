@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,7 +52,7 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
             click.echo(f"{'model':24} {'test':8} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'of gemv':>8} {'of gemm':>8}")
         for kind, n in tests:
             result = _measure(llm.engine, kind, n, repetitions, machine)
-            result = {"model": model_args["model"], "backend": "numpy", **result}
+            result = {"model": Path(model_args["model"]).name, "backend": "numpy", **result}
             if as_json:
                 click.echo(json.dumps(result))
             else:

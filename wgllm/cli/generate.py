@@ -48,6 +48,9 @@ def generate_command(
     """
     use_utf8()
     text = _join_prompts([prompt_argument, prompt], files)
+    from wgllm.sampling import SamplingParams
+
+    sampling = SamplingParams(temp, top_k, top_p, min_p, seed)
     started = time.perf_counter()
     with load_model(**model_args) as llm:
         if not quiet:
@@ -57,11 +60,8 @@ def generate_command(
         else:
             tokens = llm.chat_tokens([{"role": "user", "content": text}])
         last = _stream(
-            llm.generate(
-                tokens, max_tokens=max_tokens, temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
-                ignore_eos=ignore_eos,
-            )
-        )  # fmt: skip
+            llm.generate(tokens, max_tokens=max_tokens, sampling=sampling, ignore_eos=ignore_eos)
+        )
         if not quiet and last is not None and last.stats is not None:
             say(_how_it_went(last))
 

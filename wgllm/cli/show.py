@@ -59,7 +59,7 @@ def _facts(file: ModelFile, ctx_size: int, kv_type: str) -> dict[str, Any]:
     ]
     return {
         "path": str(file.path),
-        "metadata": {key: _plain(value) for key, value in file.metadata.items()},
+        "metadata": {key: _value(file, key) for key in file.metadata},
         "tensors": tensors,
         "parameters": sum(t.size for t in file.tensors.values()),
         "tensor_bytes": sum(t.nbytes for t in file.tensors.values()),
@@ -98,6 +98,13 @@ def _memory(file: ModelFile, ctx_size: int, kv_type: str) -> dict[str, Any]:
         "kv_bytes": state_bytes(built.graph, sizes, bytes_per_number),
         "float32_bytes": sum(4 * file.tensors[name].size for name in used),
     }
+
+
+def _value(file: ModelFile, key: str) -> Any:
+    try:
+        return _plain(file.metadata[key])
+    except ModelFileError as error:  # text that is not UTF-8 harms nothing unless it is used
+        return f"({error.problem})"
 
 
 def _plain(value: Any) -> Any:
@@ -141,7 +148,7 @@ def _print(facts: dict[str, Any], list_tensors: bool) -> None:
 
 
 def _size(n: int) -> str:
-    return f"{n / 2**30:,.2f} GiB" if n >= 2**30 else f"{n / 2**20:,.0f} MiB" if n >= 2**20 else f"{n:,} bytes"
+    return f"{n / 2**30:,.2f} GiB" if n >= 2**30 else f"{n / 2**20:,.0f} MiB" if n >= 2**20 else f"{n / 2**10:,.0f} KiB"
 
 
 def _short(value: Any) -> str:

@@ -12,9 +12,9 @@ from wgllm.quant.base import F32, U8, QuantFormat
 
 I8 = NDArray[np.int8]
 
-# Two sizes, both in numbers. Bytes are unpacked for a whole chunk. The float32 passes over the output, four times
-# as wide and up to three, cover a shorter stretch at a time, which the second-level cache still holds. Smaller
-# chunks cost threads dearly: each NumPy call releases the interpreter's lock and has to get it back.
+# Two sizes, both in numbers. Bytes are unpacked for a whole chunk; the passes over the float32 output, four
+# times as wide, cover a shorter stretch at a time, so that the second-level cache holds it. Smaller chunks cost
+# threads dearly: each NumPy call releases the interpreter's lock and has to get it back.
 CHUNK = 1 << 20
 STRETCH = 1 << 17
 
@@ -24,8 +24,8 @@ class ChunkedFormat(QuantFormat):
 
     def dequantize_blocks(self, blocks: U8, out: F32) -> None:
         step = CHUNK // self.block_size
-        # A hostile file may hold infinite scales: inf * 0 and inf - inf are NaN, as in ggml, and not an error.
-        with np.errstate(invalid="ignore", over="ignore"):
+        # A hostile file may hold infinite scales: inf * 0 and inf - inf are NaN, as in ggml, not an error.
+        with np.errstate(all="ignore"):
             for start in range(0, len(blocks), step):
                 self._decode(blocks[start : start + step], out[start : start + step])
 

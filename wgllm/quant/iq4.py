@@ -1,12 +1,13 @@
 """The 4-bit formats whose quants are places in a table instead of numbers on a line: IQ4_NL and IQ4_XS.
 
-Layouts are those of ggml's ``block_iq4_nl`` and ``block_iq4_xs``, here as name and bytes of each part, in order.
-``d`` is float16. A byte of quants holds number i of its group of 32 in the low half, i + 16 in the high half.
+Layouts are those of ggml's ``block_iq4_nl`` and ``block_iq4_xs``, here as name and bytes of each part in
+order. ``d`` is float16. A byte of quants has number i of its group of 32 in the low half and i + 16 in the high.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wgllm.quant.base import F32, U8
 from wgllm.quant.chunked import ChunkedFormat, join, minus, stretches, take_bytes, take_halves, unpack
@@ -41,7 +42,7 @@ class IQ4_XS(ChunkedFormat):
         _look_up(out, take_bytes(blocks, 8, 136), minus(scales, 32) * take_halves(blocks, 0))
 
 
-def _pairs() -> np.typing.NDArray[np.complex64]:
+def _pairs() -> NDArray[np.complex64]:
     """The levels of two neighbouring quants by the 16-bit word that their bytes make."""
     first, second = np.meshgrid(LEVELS, LEVELS)
     table = np.zeros((16, 256), np.complex64)

@@ -1,7 +1,7 @@
 """The K-quants: 256 numbers in groups of 16 or 32, whose scales are quantized themselves.
 
-Layouts are those of ggml's ``block_q*_K`` structures, here as name and bytes of each part, in order. ``d`` and
-``dmin`` are float16. Quants of b bits lie in runs of 32 bytes (64 in Q6_K's low part): the lowest b bits of the
+Layouts are those of ggml's ``block_q*_K`` structures, here as name and bytes of each part in order. ``d`` and
+``dmin`` are float16. Quants of b bits lie in runs of 32 bytes (64 in Q6_K's low part): the lowest b bits of a
 run's bytes are its first numbers, then come the next higher b bits, and so on.
 """
 
@@ -98,8 +98,8 @@ class Q6_K(ChunkedFormat):
 def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
     """d s and -dmin t of Q4_K and Q5_K, [n, 8] each.
 
-    Of the 12 bytes, 0-3 hold s of groups 0-3 in their low six bits and 4-7 hold t. Bytes 8-11 hold the low four
-    bits of s (low half) and t (high half) of groups 4-7; their high two bits are on top of bytes 0-7.
+    Of the 12 bytes, 0-3 hold s of groups 0-3 in their low six bits, 4-7 likewise t. Bytes 8-11 hold the low
+    four bits of s (low half) and t (high half) of groups 4-7; the high two bits are on top of bytes 0-7.
     """
     first = take_bytes(blocks, 4, 12)
     second = join(unpack(take_bytes(blocks, 12, 16), 4, 4), first >> np.uint8(6), 16)

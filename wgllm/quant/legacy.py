@@ -1,7 +1,8 @@
 """The formats with one scale for 32 numbers: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 
-Layouts are those of ggml's ``block_q*`` structures, here as name and bytes of each part, in order. ``d`` (scale)
-and ``m`` (minimum) are float16. Bytes with two 4-bit quants hold number i in the low half, i + 16 in the high half.
+Layouts are those of ggml's ``block_q*`` structures, here as name and bytes of each part in order. ``d``, the
+scale, and ``m``, the minimum, are float16. A byte of two quants has number i in the low half and i + 16 in the
+high half.
 
 Quantizing follows ggml's reference. A block with a NaN or an infinity gets a scale or a minimum that is not
 finite, so that the trouble is still seen when the block is read back; its quants mean nothing.
@@ -51,7 +52,7 @@ class Q4_1(ChunkedFormat):
 
 
 class Q5_0(ChunkedFormat):
-    """``d`` 2 | fifth bits 4 (bit i is number i's) | low quants 16. x = d (q - 16)."""
+    """``d`` 2 | fifth bits 4 (number i's is bit i) | low quants 16. x = d (q - 16)."""
 
     name = "Q5_0"
     type_id = 6
@@ -67,7 +68,7 @@ class Q5_0(ChunkedFormat):
 
 
 class Q5_1(ChunkedFormat):
-    """``d`` 2 | ``m`` 2 | fifth bits 4 (bit i is number i's) | low quants 16. x = d q + m."""
+    """``d`` 2 | ``m`` 2 | fifth bits 4 (number i's is bit i) | low quants 16. x = d q + m."""
 
     name = "Q5_1"
     type_id = 7
@@ -95,10 +96,11 @@ class Q8_0(ChunkedFormat):
         scale(out, take_bytes(blocks, 2, 34).view(np.int8), take_halves(blocks, 0))
 
     def quantize_blocks(self, values: F32) -> U8:
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             d = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
             scaled = values * _inverse(d)
-            # Halves go away from zero. What trunc leaves is exact: 0.49999997 stays 0, unlike in floor(x + 0.5).
+            # Halves go away from zero. What trunc leaves is exact, so that 0.49999997 goes to 0, which
+            # floor(x + 0.5) would make 1.
             whole = np.trunc(scaled)
             whole += np.trunc(2 * (scaled - whole))
             return np.hstack([_half_bytes(d), whole.astype(np.int8).view(np.uint8)])
@@ -114,7 +116,7 @@ def _five_bits(blocks: U8, start: int) -> U8:
 
 def _quantize_symmetric(values: F32, zero: int) -> tuple[F32, U8]:
     """Scales [n, 1] and quants [n, 32] with x = d (q - zero). The number farthest from 0 gets q = 0."""
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         farthest = np.abs(values).argmax(axis=1)[:, None]
         d = np.take_along_axis(values, farthest, axis=1) / np.float32(-zero)
         quants = (values * _inverse(d) + np.float32(zero + 0.5)).astype(np.uint8)
@@ -124,7 +126,7 @@ def _quantize_symmetric(values: F32, zero: int) -> tuple[F32, U8]:
 
 def _quantize_affine(values: F32, top: int) -> tuple[F32, F32, U8]:
     """Scales and minima [n, 1] and quants 0..top [n, 32] with x = d q + m."""
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         m = values.min(axis=1, keepdims=True)
         d = (values.max(axis=1, keepdims=True) - m) / np.float32(top)
         quants = ((values - m) * _inverse(d) + np.float32(0.5)).astype(np.uint8)
@@ -137,7 +139,7 @@ def _inverse(d: F32) -> F32:
 
 
 def _half_bytes(numbers: F32) -> U8:
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         halves: NDArray[np.float16] = numbers.astype(np.float16)
     return halves.view(np.uint8)
 

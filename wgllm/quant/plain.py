@@ -37,12 +37,12 @@ class F16Format(ChunkedFormat):
             widen_halves(halves[part], out[part])
 
     def quantize_blocks(self, values: F32) -> U8:
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(all="ignore"):
             return values.astype(np.float16, order="C").view(np.uint8)
 
 
 class BF16Format(ChunkedFormat):
-    """The upper half of an IEEE binary32, little-endian. Rounds to nearest, ties to even; makes NaNs quiet."""
+    """The upper half of a binary32, little-endian. Quantizing rounds to nearest, ties to even."""
 
     name = "BF16"
     type_id = 30
