@@ -113,10 +113,10 @@ def read_config(file: ModelFile) -> Config:
     if n_heads % n_kv_heads:
         raise keys.fail("attention.head_count_kv", f"{n_kv_heads} does not divide {n_heads} heads")
     head_dim = keys.integer("attention.key_length", d_model // n_heads)
-    if keys.integer("attention.value_length", head_dim) != head_dim:
-        raise keys.fail("attention.value_length", "differs from key_length, which wgllm does not support")
     if head_dim < 2 or head_dim % 2:
         raise keys.fail("attention.key_length", f"a head dimension of {head_dim} can't be turned in pairs")
+    if keys.integer("attention.value_length", head_dim) != head_dim:
+        raise keys.fail("attention.value_length", "differs from key_length, which wgllm does not support")
     return Config(
         architecture=file.architecture,
         n_layers=keys.integer("block_count", high=_MAX_LAYERS),

@@ -219,7 +219,7 @@ def test_no_blocks_give_no_numbers(fmt: QuantFormat) -> None:
 
 
 @every_format
-def test_decoding_writes_into_read_only_bytes_nowhere_and_into_the_given_rows_only(
+def test_decoding_leaves_its_input_alone_and_fills_the_given_rows_only(
     fmt: QuantFormat, rng: np.random.Generator
 ) -> None:
     blocks = random_blocks(fmt, 40, rng)
@@ -329,8 +329,8 @@ def test_a_round_trip_errs_by_no_more_than_the_format_allows(
 ) -> None:
     values = rng.standard_normal((500, fmt.block_size), dtype=np.float32)
     got = dequantize(fmt, fmt.quantize_blocks(values))
-    # As a part of the block's largest number: half a step (a whole one where the far end has no quant), and the
-    # rounding of scale and minimum to float16.
+    # As a part of the block's largest number: half a step (a whole one where the far end has no quant), and
+    # the rounding of scale and minimum to float16.
     step = {"Q4_0": 1 / 8, "Q5_0": 1 / 16, "Q8_0": 1 / 254, "Q4_1": 1 / 15, "Q5_1": 1 / 31}
     bound = {"F32": 0, "F16": 2**-11, "BF16": 2**-8}
     largest = np.abs(values).max(axis=1, keepdims=True)

@@ -13,8 +13,8 @@ from wgllm.quant.base import F32, U8, QuantFormat
 I8 = NDArray[np.int8]
 
 # Two sizes, both in numbers. Bytes are unpacked for a whole chunk; the passes over the float32 output, four
-# times as wide, cover a shorter stretch at a time, so that the second-level cache holds it. Smaller chunks cost
-# threads dearly: each NumPy call releases the interpreter's lock and has to get it back.
+# times as wide, cover a shorter stretch at a time, so that the second-level cache holds it. Smaller chunks
+# cost threads dearly: each NumPy call releases the interpreter's lock and has to get it back.
 CHUNK = 1 << 20
 STRETCH = 1 << 17
 

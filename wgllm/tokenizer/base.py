@@ -24,6 +24,7 @@ class Tokenizer(ABC):
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._bytes: dict[int, bytes] = {}
+        self.path = vocabulary.path
         ids = vocabulary.ids
         self.bos_id = ids.get("bos")
         self.eos_id = ids.get("eos")
