@@ -1,8 +1,8 @@
 """The 4-bit formats whose quants are places in a table instead of numbers on a line: IQ4_NL and IQ4_XS.
 
 Layouts are those of ggml's ``block_iq4_nl`` and ``block_iq4_xs``, here as name and bytes of each part in
-order. ``d`` is float16. A byte of quants has number i of its group of 32 in the low half, number i + 16 in the
-high half.
+order. ``d`` is float16. A byte of quants has number i of its group of 32 in the low half, number i + 16 in
+the high half.
 """
 
 from __future__ import annotations

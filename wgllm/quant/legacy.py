@@ -1,8 +1,8 @@
 """The formats with one scale for 32 numbers: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 
 Layouts are those of ggml's ``block_q*`` structures, here as name and bytes of each part in order. ``d``, the
-scale, and ``m``, the minimum, are float16. A byte of two quants has number i in the low half, number i + 16 in
-the high half.
+scale, and ``m``, the minimum, are float16. A byte of two quants has number i in the low half, number i + 16
+in the high half.
 
 Quantizing follows ggml's reference. A block with a NaN or an infinity gets a scale or a minimum that is not
 finite, so that the trouble is still seen when the block is read back; its quants mean nothing.

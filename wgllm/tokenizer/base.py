@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import groupby
 
 from wgllm.errors import UsageError
 from wgllm.tokenizer.special import (
@@ -76,13 +77,11 @@ class Tokenizer(ABC):
         """
         pieces: list[str | int] = []
         for text, trusted in parts:
-            text = _valid(text)
-            for piece in self._splitter_special.split(text) if trusted else [text]:
-                if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
-                    pieces[-1] += piece
-                elif piece != "":
-                    pieces.append(piece)
-        return self._with_ends(self._encode(pieces), add_special)
+            pieces += self._splitter_special.split(_valid(text)) if trusted else [_valid(text)]
+        joined: list[str | int] = []
+        for is_text, group in groupby(pieces, lambda piece: isinstance(piece, str)):
+            joined += ["".join(map(str, group))] if is_text else group
+        return self._with_ends(self._encode([piece for piece in joined if piece != ""]), add_special)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text, perhaps only part of a UTF-8 sequence; a control token's name."""
