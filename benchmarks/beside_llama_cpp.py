@@ -9,7 +9,6 @@ The two take turns, so that a machine whose speed drifts is the same for both; t
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import time
@@ -45,12 +44,16 @@ def llama_rates(llama: Any, n_prompt: int, n_gen: int, salt: int) -> Rates:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompt", default="128,512")
     parser.add_argument("--gen", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds between turns, for idle threads to sleep")
+    parser.add_argument(
+        "--pause", type=float, default=0.5, help="seconds between turns, for idle threads to sleep"
+    )
     args = parser.parse_args()
 
     import llama_cpp
@@ -60,10 +63,18 @@ def main() -> None:
     ctx = max(lengths) + args.gen + 8
     cores = cpu_count()
     llama = llama_cpp.Llama(
-        str(path), n_ctx=ctx, n_batch=512, n_threads=cores, n_threads_batch=cores, n_gpu_layers=0, verbose=False
+        str(path),
+        n_ctx=ctx,
+        n_batch=512,
+        n_threads=cores,
+        n_threads_batch=cores,
+        n_gpu_layers=0,
+        verbose=False,
     )
-    print(f"{platform.processor() or platform.machine()}, {cores} cores, llama-cpp-python {llama_cpp.__version__}")
-    print(f"{os.path.basename(path)}: median of {args.rounds} rounds, wgllm / llama.cpp")
+    print(
+        f"{platform.processor() or platform.machine()}, {cores} cores, llama-cpp-python {llama_cpp.__version__}"
+    )
+    print(f"{path.name}: median of {args.rounds} rounds, wgllm / llama.cpp")
     with load(path, ctx_size=ctx) as llm:
         engine = llm.engine
         assert isinstance(engine, Engine)

@@ -32,7 +32,9 @@ class Blocks:
             raise ModelFileError(self.file.path, f"tensor {name}", "missing")
         if view.shape != shape:
             raise ModelFileError(
-                self.file.path, f"tensor {name}", f"its shape is {view.shape}, expected {shape} by the metadata"
+                self.file.path,
+                f"tensor {name}",
+                f"its shape is {view.shape}, expected {shape} by the metadata",
             )
         fmt: QuantFormat = view.format
         return self.graph.weight(name, shape, fmt.name)
@@ -84,7 +86,9 @@ class Blocks:
             heads[part] = g.op(f"{p}.{part}.heads", "reshape", flat, shape=(ROWS, n, c.head_dim))
         for part in ("q", "k"):
             if qk_norm:
-                heads[part] = self.norm(f"{p}.{part}.normed", heads[part], f"{p}.attn_{part}_norm.weight", c.head_dim)
+                heads[part] = self.norm(
+                    f"{p}.{part}.normed", heads[part], f"{p}.attn_{part}_norm.weight", c.head_dim
+                )
             extra = (factors,) if factors else ()
             heads[part] = g.op(
                 f"{p}.{part}.rope", "rope", heads[part], "pos", *extra,
@@ -93,9 +97,18 @@ class Blocks:
         cells = g.cells(window)
         state = (SLOTS, c.n_kv_heads, cells, c.head_dim)
         for part in ("k", "v"):
-            g.write(g.state(f"{p}.{part}.state", state, "kv"), "kv_write", f"{p}.{part}.state", heads[part], "pos", "slot")
+            g.write(
+                g.state(f"{p}.{part}.state", state, "kv"),
+                "kv_write",
+                f"{p}.{part}.state",
+                heads[part],
+                "pos",
+                "slot",
+            )
         y = g.op(f"{p}.scores", "attn_scores", heads["q"], f"{p}.k.state", "slot")
-        y = g.op(f"{p}.scores.scaled", "scale", y, factor=1 / math.sqrt(c.head_dim) if scale is None else scale)
+        y = g.op(
+            f"{p}.scores.scaled", "scale", y, factor=1 / math.sqrt(c.head_dim) if scale is None else scale
+        )
         if softcap is not None:
             y = g.op(f"{p}.scores.capped", "softcap", y, cap=softcap)
         y = g.op(f"{p}.scores.masked", "mask", y, f"{cells}.pos", "pos", "slot", window=window)

@@ -73,7 +73,9 @@ class Keys:
         if isinstance(value, (np.ndarray, list, tuple)):
             values: Sequence[Any] = list(value)
             if not values or any(v != values[0] for v in values):
-                raise self.fail(key, "differs from layer to layer, which wgllm does not support for this family")
+                raise self.fail(
+                    key, "differs from layer to layer, which wgllm does not support for this family"
+                )
             return self._in_range(key, values[0], 1, _MAX_WIDTH)
         return self.integer(key, default)
 
@@ -161,11 +163,15 @@ def _vocab_size(file: ModelFile, d_model: int) -> int:
         raise ModelFileError(file.path, "tensor token_embd.weight", "missing")
     if len(embedding.shape) != 2 or embedding.shape[1] != d_model or embedding.shape[0] < 1:
         raise ModelFileError(
-            file.path, "tensor token_embd.weight", f"its shape is {embedding.shape}, expected (vocabulary, {d_model})"
+            file.path,
+            "tensor token_embd.weight",
+            f"its shape is {embedding.shape}, expected (vocabulary, {d_model})",
         )
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if tokens is not None and hasattr(tokens, "__len__") and len(tokens) > embedding.shape[0]:
         raise ModelFileError(
-            file.path, "tokenizer.ggml.tokens", f"{len(tokens)} tokens, but the embedding has {embedding.shape[0]} rows"
+            file.path,
+            "tokenizer.ggml.tokens",
+            f"{len(tokens)} tokens, but the embedding has {embedding.shape[0]} rows",
         )
     return embedding.shape[0]

@@ -44,7 +44,9 @@ def model_path() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def reference() -> Callable[[str], Any]:
     """Catalogue name -> expected ids, logits and tokens of the real model (tests/data/README.md)."""
-    return lambda name: json.loads((DATA / "real" / f"{REFERENCE_FILES[name]}.json").read_text(encoding="utf-8"))
+    return lambda name: json.loads(
+        (DATA / "real" / f"{REFERENCE_FILES[name]}.json").read_text(encoding="utf-8")
+    )
 
 
 @pytest.fixture(autouse=True)

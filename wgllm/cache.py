@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from wgllm.graph import SLOTS, Graph
 
 
-def cell_counts(windows: Mapping[str, int | None], ctx_size: int, largest_step: int, slots: int) -> dict[str, int]:
+def cell_counts(
+    windows: Mapping[str, int | None], ctx_size: int, largest_step: int, slots: int
+) -> dict[str, int]:
     """Values of a graph's named sizes. A windowed layer's ring holds its window and the largest step.
 
     While a step of T rows is written, its first row must still see window - 1 positions before it.
     """
     sizes = {
-        name: ctx_size if window is None else min(ctx_size, window + largest_step) for name, window in windows.items()
+        name: ctx_size if window is None else min(ctx_size, window + largest_step)
+        for name, window in windows.items()
     }
     sizes[SLOTS] = slots
     return sizes

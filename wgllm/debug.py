@@ -1,6 +1,7 @@
 """Switches of the environment, all in one place.
 
-``WGLLM_DEBUG`` 1: tracebacks. ``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
+``WGLLM_DEBUG`` 1: tracebacks.
+``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
 """
 
 from __future__ import annotations

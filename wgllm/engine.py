@@ -19,7 +19,6 @@ from wgllm.errors import Cancelled, UsageError
 from wgllm.sampling import SamplingParams, fresh_seed, sample
 from wgllm.tokenizer import IncrementalDecoder, StopScanner, Tokenizer
 
-
 # Logits of many rows are computed in steps whose own logits take at most this much.
 _LOGITS_BYTES = 64 << 20
 
@@ -56,7 +55,9 @@ class Stats:
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens per second, those from the cache not counted."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
+        return (
+            (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
+        )
 
     @property
     def decode_rate(self) -> float:
@@ -178,7 +179,9 @@ class Engine:
         if n == 0:
             raise UsageError("the prompt is empty: there is nothing to go on from")
         if n > self.ctx_size:
-            raise UsageError(f"the prompt has {n} tokens, the context {self.ctx_size}; a larger one is needed")
+            raise UsageError(
+                f"the prompt has {n} tokens, the context {self.ctx_size}; a larger one is needed"
+            )
         bad = next((t for t in request.tokens if not 0 <= t < self.vocab_size), None)
         if bad is not None:
             raise UsageError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")

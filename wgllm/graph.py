@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from wgllm import ops
-from wgllm.ops import Dim, Shape
+from wgllm.ops import Shape
 
 Kind = Literal["weight", "state", "input", "temp", "output"]
 
-ROWS: Dim = "rows"
+ROWS = "rows"
 """Rows of a step (R)."""
-OUT_ROWS: Dim = "out_rows"
+OUT_ROWS = "out_rows"
 """Rows of a step that get logits (n)."""
-SLOTS: Dim = "slots"
+SLOTS = "slots"
 """Sequences that the KV state has room for."""
 
 

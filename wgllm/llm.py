@@ -100,7 +100,10 @@ def largest_step(graph: Graph) -> int:
     sizes = [
         t.shape[0] * t.shape[1]
         for t in graph.of_kind("weight")
-        if t.name.startswith("blk.") and len(t.shape) == 2 and isinstance(t.shape[0], int) and isinstance(t.shape[1], int)
+        if t.name.startswith("blk.")
+        and len(t.shape) == 2
+        and isinstance(t.shape[0], int)
+        and isinstance(t.shape[1], int)
     ]
     rows = int(_NODE_FLOPS / (2 * 2 * max(sizes, default=1)))  # gate and up run as one
     return max(16, min(256, rows))
@@ -115,7 +118,10 @@ def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int)
         return asked
     ctx = min(trained, _DEFAULT_CTX)
     room = available_memory() * _KV_SHARE
-    while ctx > _MIN_CTX and state_bytes(model.graph, cell_counts(model.graph.windows, ctx, step_rows, 1), 4) > room:
+    while (
+        ctx > _MIN_CTX
+        and state_bytes(model.graph, cell_counts(model.graph.windows, ctx, step_rows, 1), 4) > room
+    ):
         ctx //= 2
     return ctx
 
@@ -188,7 +194,9 @@ class Llm:
         A string prompt is tokenized with the special tokens that the file asks for. Text that begins a stop string is
         held back until it is clear whether it does. Leaving the loop early cancels the rest.
         """
-        tokens = self.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
+        tokens = (
+            self.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
+        )
         request = Request(
             tokens=tokens,
             max_tokens=None if max_tokens is None or max_tokens < 0 else max_tokens,

@@ -157,10 +157,15 @@ def _heads_fit(q: Shape, state: Shape) -> bool:
 
 
 @_define(
-    "attn_scores", "q [R, H, D], k [S, Hkv, C, D], slot [R] -> [R, H, C]", (), "y[r,h,c] = q[r,h] · k[slot[r],h/G,c]"
+    "attn_scores",
+    "q [R, H, D], k [S, Hkv, C, D], slot [R] -> [R, H, C]",
+    (),
+    "y[r,h,c] = q[r,h] · k[slot[r],h/G,c]",
 )
 def _attn_scores(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
-    _need(len(s[0]) == 3 and len(s[1]) == 4 and s[0][2] == s[1][3] and _heads_fit(s[0], s[1]), "attn_scores", s)
+    _need(
+        len(s[0]) == 3 and len(s[1]) == 4 and s[0][2] == s[1][3] and _heads_fit(s[0], s[1]), "attn_scores", s
+    )
     return [(s[0][0], s[0][1], s[1][2])]
 
 
@@ -182,7 +187,9 @@ def _mask(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     "y[r,h] = Σ_c p[r,h,c] · v[slot[r],h/G,c]",
 )
 def _attn_values(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
-    _need(len(s[0]) == 3 and len(s[1]) == 4 and s[0][2] == s[1][2] and _heads_fit(s[0], s[1]), "attn_values", s)
+    _need(
+        len(s[0]) == 3 and len(s[1]) == 4 and s[0][2] == s[1][2] and _heads_fit(s[0], s[1]), "attn_values", s
+    )
     return [(s[0][0], s[0][1], s[1][3])]
 
 

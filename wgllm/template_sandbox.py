@@ -17,7 +17,17 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    Set,
+    ValuesView,
+)
 from datetime import datetime
 from types import BuiltinMethodType, MethodType
 from typing import Any
@@ -32,12 +42,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_SOURCE = 1 << 17
+MAX_SOURCE = 1 << 17  # characters; the longest templates in use have about a quarter of that
 _MAX_NODES = 20_000
 _MAX_RANGE = 1 << 14
 _MAX_WIDTH = 1 << 12
 _MAX_DEPTH = 64
 _MAX_BITS = 256
+
+# Formats whose width or precision is large or comes from an argument.
+_WIDE = re.compile(r"%(\([^)]*\))?[^a-zA-Z%(]*([0-9]{4}|\*)|\{[^{}]*([0-9]{4}|\{)")
 
 
 class TemplateLimitError(TemplateError):
@@ -86,27 +99,28 @@ class Budget:
         """Characters and elements of ``value`` as its text would have them, each as often as it appears."""
         if isinstance(value, str):
             return len(value)
-        if not isinstance(value, (list, tuple, dict, Iterator)):
-            return 1
         total = 0
         stack: list[tuple[Any, int]] = [(value, 0)]
         while stack:
             item, depth = stack.pop()
-            inner: Iterable[Any] = ()
-            if isinstance(item, str):
-                total += len(item)
-            elif isinstance(item, dict):
-                inner = [*item.keys(), *item.values()]
-            elif isinstance(item, (list, tuple)):
-                inner = item
-            elif isinstance(item, Iterator):
-                raise TemplateLimitError("uses an iterator as a value")
-            total += 1
-            if total + len(stack) + len(inner) > self.weight or depth > _MAX_DEPTH:  # type: ignore[arg-type]
+            total += len(item) if isinstance(item, str) else 1
+            inner = _elements(item)
+            if total + len(stack) + len(inner) > self.weight or depth > _MAX_DEPTH:
                 raise TemplateLimitError("makes too large or too deep a value")
             stack.extend((x, depth + 1) for x in inner)
         self.spend(total // 16)
         return total
+
+
+def _elements(value: Any) -> Sequence[Any]:
+    """What stands in a container."""
+    if isinstance(value, Namespace):
+        value = object.__getattribute__(value, "_Namespace__attrs")
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, (KeysView, ValuesView, ItemsView, Set)):
+        return list(value)
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 class _Rewrite(NodeTransformer):
@@ -118,40 +132,40 @@ class _Rewrite(NodeTransformer):
         node.body.insert(0, _statement("tick", cost))
         if node.test is not None:
             node.test = nodes.And(_guard("tick", nodes.Const(cost)), node.test)
-        return node
+        return node.set_lineno(node.lineno)
 
     def _visit_body(self, node: nodes.Macro | nodes.CallBlock | nodes.Block) -> nodes.Node:
         cost = _size(node)
         self.generic_visit(node)
         node.body.insert(0, _statement("tick", cost))
-        return node
+        return node.set_lineno(node.lineno)
 
     visit_Macro = visit_CallBlock = visit_Block = _visit_body
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _guard("concat_values", *node.nodes).set_lineno(node.lineno, override=True)
+        return _guard("concat_values", *node.nodes).set_lineno(node.lineno)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             return node
         ends = [part or nodes.Const(None) for part in (node.arg.start, node.arg.stop, node.arg.step)]
-        return _guard("slice_value", node.node, *ends).set_lineno(node.lineno, override=True)
+        return _guard("slice_value", node.node, *ends).set_lineno(node.lineno)
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
         node.expr = _weighed(node.expr)
         for operand in node.ops:
             operand.expr = _weighed(operand.expr)
-        return node
+        return node.set_lineno(node.lineno)
 
     def visit_Test(self, node: nodes.Test) -> nodes.Node:
         self.generic_visit(node)
         if node.args:  # those that compare
             node.node = _weighed(node.node)
             node.args = [_weighed(arg) for arg in node.args]
-        return node
+        return node.set_lineno(node.lineno)
 
 
 def _size(node: nodes.Node) -> int:
@@ -203,9 +217,40 @@ def _of_replace(text: str, old: Any = "", new: Any = "", *_: Any) -> int:
 # Method of str → the bytes that its result may take, given the text and the arguments.
 _STR_METHODS: dict[str, Callable[..., int]] = (
     dict.fromkeys(
-        "strip lstrip rstrip upper lower title capitalize casefold swapcase removeprefix removesuffix "
-        "partition rpartition startswith endswith find rfind index rindex count isdigit isdecimal isnumeric "
-        "isalpha isalnum isspace isupper islower istitle isascii isidentifier isprintable".split(),
+        [
+            "strip",
+            "lstrip",
+            "rstrip",
+            "upper",
+            "lower",
+            "title",
+            "capitalize",
+            "casefold",
+            "swapcase",
+            "removeprefix",
+            "removesuffix",
+            "partition",
+            "rpartition",
+            "startswith",
+            "endswith",
+            "find",
+            "rfind",
+            "index",
+            "rindex",
+            "count",
+            "isdigit",
+            "isdecimal",
+            "isnumeric",
+            "isalpha",
+            "isalnum",
+            "isspace",
+            "isupper",
+            "islower",
+            "istitle",
+            "isascii",
+            "isidentifier",
+            "isprintable",
+        ],
         _of_length,
     )
     | dict.fromkeys(("split", "rsplit", "splitlines"), _of_pieces)
@@ -215,11 +260,52 @@ _STR_METHODS: dict[str, Callable[..., int]] = (
 _OTHER_METHODS = {dict: {"get", "items", "keys", "values", "copy"}, list: {"index", "count", "copy"}}
 _OTHER_METHODS[tuple] = {"index", "count"}
 
-_FILTERS = (
-    "abs batch capitalize count d default dictsort e escape first float forceescape format groupby indent int "
-    "items join last length list lower map max min reject rejectattr replace reverse round safe select "
-    "selectattr slice sort string sum title trim truncate unique upper urlencode wordcount"
-).split()
+_FILTERS = [
+    "abs",
+    "batch",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
+]
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
@@ -257,10 +343,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if _size(tree) > _MAX_NODES:
             raise TemplateLimitError("is too complicated")
         tree = _Rewrite().visit(tree)
-        tree.set_environment(self)
-        for node in tree.find_all(nodes.Node):
-            node.lineno = node.lineno or 1
-        code = self.compile(tree)
+        code = self.compile(tree.set_environment(self))
         return self.template_class.from_code(self, code, self.make_globals(None))
 
     # What the rewritten tree calls.
@@ -270,7 +353,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return True
 
     def weighed(self, value: Any) -> Any:
-        if not isinstance(value, str):
+        self.budget.spend(1)
+        if not isinstance(value, (str, int, type(None))):
             self.budget.weigh(value)
         return value
 
@@ -278,8 +362,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return self.concat([_text(self, value) for value in values])
 
     def slice_value(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
-        if isinstance(value, Undefined):
-            return value[start:stop:step]
+        self.budget.spend(1)
         return self.budget.made(value[start:stop:step])
 
     # What Jinja calls.
@@ -290,6 +373,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return "".join(parts)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        self.budget.spend(1)
         for value in (left, right):
             if isinstance(value, int) and value.bit_length() > _MAX_BITS:
                 raise TemplateLimitError("computes with too large a number")
@@ -348,7 +432,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             self.budget.take(4 * (weight + len(values) * len(str(separator))))
 
     def _check_format(self, template: str, values: tuple[Any, ...]) -> None:
-        if re.search(r"[0-9]{4}|\*|[{][^{}]*[{]", template):
+        if _WIDE.search(template):
             raise TemplateLimitError("formats with a width that is too large or not fixed")
         weight = sum(map(self.budget.weigh, values))
         fields = template.count("{") + template.count("%") + 1
@@ -388,18 +472,24 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             budget.take(_of_replace(*texts))
         elif name == "join":
             separator = args[0] if args else kwargs.get("d", "")
-            budget.take(4 * (weights[0] + (len(value) if hasattr(value, "__len__") else 0) * len(str(separator))))
+            budget.take(
+                4 * (weights[0] + (len(value) if hasattr(value, "__len__") else 0) * len(str(separator)))
+            )
         elif name == "format":
             self._check_format(str(value), (*args, *kwargs.values()))
         else:
             for item in everything[1:]:
+                if isinstance(item, (list, tuple)):  # sum(start=[]) copies what it has with every element
+                    raise TemplateLimitError(f"gives {name} a list as an argument")
                 if isinstance(item, (int, float)):
                     _bound(item, 20 if name == "round" else _MAX_WIDTH, f"an argument of {name}")
         if name == "indent":
             width = args[0] if args else kwargs.get("width", 4)
             size = width if isinstance(width, int) else len(str(width))
             budget.take(4 * (str(value).count("\n") + 1) * size)
-        budget.take(16 * weights[0] if name in ("list", "batch", "slice", "sort", "unique") else 8 * weights[0])
+        budget.take(
+            16 * weights[0] if name in ("list", "batch", "slice", "sort", "unique") else 8 * weights[0]
+        )
         return value, args
 
     def _tojson(
@@ -452,7 +542,7 @@ def _text(environment: TemplateEnvironment, value: Any) -> str:
     """``str(value)``, of a value that has been weighed."""
     if isinstance(value, str):
         return value
-    if isinstance(value, (list, tuple, dict)):
+    if not isinstance(value, (int, float)):
         environment.budget.take(16 * environment.budget.weigh(value))
     return str(value)
 

@@ -136,7 +136,9 @@ def test_a_graph_cut_into_segments_gives_the_same_logits() -> None:
     sizes = cell_counts(built.graph.windows, CTX, 64, 1)
     first, rest = built.graph.cut(2)
     middle, last = rest.cut(4)
-    pipeline = Pipeline([NumpyExecutor().load(g, file.tensors, LoadOptions(sizes)) for g in (first, middle, last)])
+    pipeline = Pipeline(
+        [NumpyExecutor().load(g, file.tensors, LoadOptions(sizes)) for g in (first, middle, last)]
+    )
     ids = prompt(64)
     expected = run_chunks(load_program(model.path), ids, 64)
     assert np.abs(pipeline.run(Step.of(ids, 0, out_rows=range(64))) - expected).max() < NUMPY_SAME
@@ -184,7 +186,9 @@ def test_leaving_the_loop_early_leaves_the_cache_usable(llm: Llm) -> None:
     assert not llm.engine.busy
     again = tokens_of(list(llm.generate(prompt(20), max_tokens=5, temperature=0, ignore_eos=True)))
     with wgllm.load(tiny("gemma3.f32").path) as fresh:
-        assert again == tokens_of(list(fresh.generate(prompt(20), max_tokens=5, temperature=0, ignore_eos=True)))
+        assert again == tokens_of(
+            list(fresh.generate(prompt(20), max_tokens=5, temperature=0, ignore_eos=True))
+        )
 
 
 class Slow:

@@ -134,13 +134,21 @@ def test_rows_beyond_the_tokenizers_last_token_can_be_generated() -> None:
     shorter = {f"tokenizer.ggml.{n}": np.array(file.metadata[f"tokenizer.ggml.{n}"][:400]) for n in names[1:]}
     shorter["tokenizer.ggml.tokens"] = list(file.metadata["tokenizer.ggml.tokens"])[:400]  # type: ignore[assignment]
     ids = dict.fromkeys(("eos_token_id", "padding_token_id", "bos_token_id"), 0)
-    merges = [m for m in file.metadata["tokenizer.ggml.merges"] if "".join(m.split(" ")) in shorter["tokenizer.ggml.tokens"]]
+    merges = [
+        m
+        for m in file.metadata["tokenizer.ggml.merges"]
+        if "".join(m.split(" ")) in shorter["tokenizer.ggml.tokens"]
+    ]
     metadata = {**file.metadata, **shorter, **{f"tokenizer.ggml.{k}": v for k, v in ids.items()}}
     metadata["tokenizer.ggml.merges"] = merges
     from wgllm.backends.base import LoadOptions
     from wgllm.llm import _load
 
     with _load(replace(file, metadata=metadata), 64, "f32", LoadOptions({})) as llm:
-        events = list(llm.generate([1, 2, 3], max_tokens=40, temperature=5.0, top_k=0, top_p=1, min_p=0, seed=1, ignore_eos=True))
+        events = list(
+            llm.generate(
+                [1, 2, 3], max_tokens=40, temperature=5.0, top_k=0, top_p=1, min_p=0, seed=1, ignore_eos=True
+            )
+        )
     beyond = [e for e in events if e.token_id is not None and e.token_id >= 400]
     assert beyond and all(e.text == "" for e in beyond)

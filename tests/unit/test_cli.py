@@ -31,7 +31,10 @@ def wgllm(*args: str, stdin: bytes | None = None, **env: str) -> subprocess.Comp
         timeout=60,
     )
     return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8").replace("\r\n", "\n")
+        done.args,
+        done.returncode,
+        done.stdout.decode("utf-8"),
+        done.stderr.decode("utf-8").replace("\r\n", "\n"),
     )
 
 
@@ -92,7 +95,11 @@ def test_the_same_seed_gives_the_same_text() -> None:
         (("generate", "-m", MODEL, "-", "-f", "-"), 2, "once"),
         (("generate", "--temp", "warm", "x"), 2, "--temp"),
         (("generate", "-m", MODEL, "--temp", "nan", "x"), 2, "temperature"),
-        (("generate", "-m", MODEL, "-q", "-c", "4", "--raw", "a long prompt, longer than four tokens"), 2, "context"),
+        (
+            ("generate", "-m", MODEL, "-q", "-c", "4", "--raw", "a long prompt, longer than four tokens"),
+            2,
+            "context",
+        ),
         (("generate", "-m", "no-such-model", "x"), 3, "no-such-model"),
         (("generate", "-m", "./no-such-file.gguf", "x"), 3, "no-such-file.gguf"),
         (("generate", "-m", __file__, "x"), 4, "test_cli.py"),
@@ -125,7 +132,19 @@ def test_text_is_utf8_whatever_the_locale() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_ctrl_c_keeps_what_was_printed_and_exits_with_130() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "wgllm", "generate", "-m", MODEL, "--raw", "--ignore-eos", "-c", "100000", "hello"],
+        [
+            sys.executable,
+            "-m",
+            "wgllm",
+            "generate",
+            "-m",
+            MODEL,
+            "--raw",
+            "--ignore-eos",
+            "-c",
+            "100000",
+            "hello",
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -145,7 +164,9 @@ def test_ctrl_c_keeps_what_was_printed_and_exits_with_130() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"{sys.executable} -m wgllm generate -m {MODEL} --raw --ignore-eos -n 400 hello | head -c 3"
-    run = subprocess.run(["sh", "-c", command], capture_output=True, cwd=ROOT, timeout=60, stdin=subprocess.DEVNULL)
+    run = subprocess.run(
+        ["sh", "-c", command], capture_output=True, cwd=ROOT, timeout=60, stdin=subprocess.DEVNULL
+    )
     assert len(run.stdout) == 3
     assert b"Traceback" not in run.stderr and b"Error" not in run.stderr
 

@@ -66,7 +66,7 @@ def gelu_tanh(x: Array) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    y = x - x.max(axis=-1, keepdims=True)
+    y: Array = x - x.max(axis=-1, keepdims=True)
     np.exp(y, out=y)
     y /= y.sum(axis=-1, keepdims=True)
     return y
@@ -127,13 +127,22 @@ def _rope_table(dim: int, theta: float, scale: float, factors: bytes | None) -> 
 
 
 def rope(
-    x: Array, pos: Ints, factors: Array | None = None, *, theta: float, dim: int, interleaved: bool, scale: float
+    x: Array,
+    pos: Ints,
+    factors: Array | None = None,
+    *,
+    theta: float,
+    dim: int,
+    interleaved: bool,
+    scale: float,
 ) -> Array:
     table = _rope_table(dim, theta, scale, None if factors is None else factors.tobytes())
     return turn_pairs(x, table.turns(pos), dim, interleaved)
 
 
-def turn_pairs(x: Array, turns: np.ndarray[Any, np.dtype[np.complex64]], dim: int, interleaved: bool) -> Array:
+def turn_pairs(
+    x: Array, turns: np.ndarray[Any, np.dtype[np.complex64]], dim: int, interleaved: bool
+) -> Array:
     """Turns the pairs of the first ``dim`` numbers of x [R, H, D] by ``turns`` [R, 1, dim/2]."""
     if interleaved and dim == x.shape[-1]:
         pairs = np.ascontiguousarray(x).view(np.complex64)

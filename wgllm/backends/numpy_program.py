@@ -169,7 +169,7 @@ class NumpyProgram:
     def products(self) -> tuple[int, int]:
         sizes = {ROWS: 0, OUT_ROWS: 0}
         for matrix, rows in self._products():
-            sizes[rows] += matrix.size
+            sizes[str(rows)] += matrix.size
         return sizes[ROWS], sizes[OUT_ROWS]
 
     def _products(self) -> Iterator[tuple[Matrix, Dim]]:
@@ -210,4 +210,6 @@ def _check_kv_type(kv_type: str, head_dim: int) -> None:
     if kv_type not in KV_TYPES:
         raise UsageError(f"KV cache type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
     if kv_type.startswith("q") and head_dim % format_by_name(kv_type).block_size:
-        raise UsageError(f"KV cache type {kv_type} needs a head dimension divisible by 32; this model has {head_dim}")
+        raise UsageError(
+            f"KV cache type {kv_type} needs a head dimension divisible by 32; this model has {head_dim}"
+        )

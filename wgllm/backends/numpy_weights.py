@@ -19,8 +19,8 @@ F32 = NDArray[np.float32]
 
 # Numbers dequantized at a time: large enough to pay for a call, small enough to spread over threads.
 _PIECE = 1 << 20
-# The same where they are transposed on the way, which is quick only within a core's cache.
-_TRANSPOSED_PIECE = 1 << 17
+# The same where they are transposed on the way, which is quick only while they stay in a core's cache.
+_TRANSPOSED_PIECE = 1 << 19
 
 
 class Matrix:

@@ -17,7 +17,9 @@ class Pipeline:
     def __init__(self, programs: Sequence[Program]) -> None:
         self.programs = list(programs)
 
-    def run(self, step: Step, *, interrupt: Callable[[], None] | None = None, trace: Trace | None = None) -> Array:
+    def run(
+        self, step: Step, *, interrupt: Callable[[], None] | None = None, trace: Trace | None = None
+    ) -> Array:
         """The logits [N, V] of the step's ``out_rows``."""
         values: dict[str, Array | Ints] = step.inputs()
         for program in self.programs:
@@ -36,7 +38,9 @@ class Pipeline:
 
         def look(node: Node, made: dict[str, Array]) -> None:
             # A mask makes -inf on purpose.
-            if node.op != "mask" and not all(np.isfinite(a).all() for a in made.values() if a.dtype == np.float32):
+            if node.op != "mask" and not all(
+                np.isfinite(a).all() for a in made.values() if a.dtype == np.float32
+            ):
                 bad.append(node)
                 raise Found
 
@@ -58,7 +62,9 @@ class Pipeline:
 def numeric_error(node: Node | None) -> NumericError:
     """The error of a step whose logits hold a NaN or an infinity, first seen in what ``node`` made."""
     if node is None:
-        return NumericError("the logits hold a NaN or an infinity, which running the step again does not show")
+        return NumericError(
+            "the logits hold a NaN or an infinity, which running the step again does not show"
+        )
     place = "outside the layers" if node.layer is None else f"in layer {node.layer}"
     return NumericError(
         f"the model's numbers became NaN or infinite, first {place} ({node.op} {node.outputs[0]}); "

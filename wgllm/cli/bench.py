@@ -20,12 +20,33 @@ if TYPE_CHECKING:
 
 @click.command("bench", context_settings={"help_option_names": ["-h", "--help"]})
 @model_options
-@click.option("-p", "--n-prompt", "prompts", default="512", show_default=True, metavar="N,N…",
-              help="Prompt lengths to measure; 0: none.")
-@click.option("-n", "--n-gen", "generations", default="128", show_default=True, metavar="N,N…",
-              help="Generation lengths to measure; 0: none.")
-@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
-              help="Runs of each test; the median is told.")
+@click.option(
+    "-p",
+    "--n-prompt",
+    "prompts",
+    default="512",
+    show_default=True,
+    metavar="N,N…",
+    help="Prompt lengths to measure; 0: none.",
+)
+@click.option(
+    "-n",
+    "--n-gen",
+    "generations",
+    default="128",
+    show_default=True,
+    metavar="N,N…",
+    help="Generation lengths to measure; 0: none.",
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Runs of each test; the median is told.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def bench_command(prompts: str, generations: str, repetitions: int, as_json: bool, **model_args: Any) -> None:
     """Measure prompt processing (pp) and generation (tg) speed.
@@ -49,7 +70,9 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
         assert isinstance(llm.engine, Engine) and llm.model is not None
         machine = _Machine()
         if not as_json:
-            click.echo(f"{'model':24} {'test':8} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'of gemv':>8} {'of gemm':>8}")
+            click.echo(
+                f"{'model':24} {'test':8} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'of gemv':>8} {'of gemm':>8}"
+            )
         for kind, n in tests:
             result = _measure(llm.engine, kind, n, repetitions, machine)
             result = {"model": Path(model_args["model"]).name, "backend": "numpy", **result}
@@ -115,7 +138,9 @@ def _measure(engine: Engine, kind: str, n: int, repetitions: int, machine: _Mach
         machine.measure()
     rate = statistics.median(rates)
     weight_bytes = sum(p.weight_bytes for p in engine.pipeline.programs)
-    per_row, per_out_row = (sum(sizes) for sizes in zip(*(p.products for p in engine.pipeline.programs), strict=True))
+    per_row, per_out_row = (
+        sum(sizes) for sizes in zip(*(p.products for p in engine.pipeline.programs), strict=True)
+    )
     flops_per_token = 2 * (per_row + per_out_row / n)
     return {
         "test": f"{kind}{n}",

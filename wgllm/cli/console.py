@@ -60,7 +60,9 @@ def read_text(path: str) -> str:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{'stdin' if path == '-' else path}: not UTF-8 text (byte {error.start})") from error
+        raise UsageError(
+            f"{'stdin' if path == '-' else path}: not UTF-8 text (byte {error.start})"
+        ) from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
 

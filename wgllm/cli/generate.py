@@ -21,17 +21,50 @@ if TYPE_CHECKING:
 @click.argument("prompt_argument", metavar="[PROMPT|-]", required=False)
 @model_options
 @click.option("-p", "--prompt", default=None, metavar="TEXT", help="The prompt; - reads stdin.")
-@click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="A file with a prompt; - reads stdin.")
-@click.option("-n", "--predict", "max_tokens", type=click.IntRange(min=-1), default=-1, show_default=True,
-              metavar="N", help="Tokens to make at most; -1 until the end.")
-@click.option("-s", "--seed", type=int, default=-1, show_default=True, metavar="N",
-              help="Same seed, same text; -1 draws one.")
-@click.option("--temp", type=float, default=0.8, show_default=True, metavar="T", help="Temperature; 0 is greedy.")
-@click.option("--top-k", type=int, default=40, show_default=True, metavar="K", help="Keep the K best tokens; 0: all.")
-@click.option("--top-p", type=float, default=0.95, show_default=True, metavar="P",
-              help="Keep the best tokens that reach P; 1: all.")
-@click.option("--min-p", type=float, default=0.05, show_default=True, metavar="P",
-              help="Drop tokens less than P times as probable as the best; 0: none.")
+@click.option(
+    "-f", "--file", "files", multiple=True, metavar="FILE", help="A file with a prompt; - reads stdin."
+)
+@click.option(
+    "-n",
+    "--predict",
+    "max_tokens",
+    type=click.IntRange(min=-1),
+    default=-1,
+    show_default=True,
+    metavar="N",
+    help="Tokens to make at most; -1 until the end.",
+)
+@click.option(
+    "-s",
+    "--seed",
+    type=int,
+    default=-1,
+    show_default=True,
+    metavar="N",
+    help="Same seed, same text; -1 draws one.",
+)
+@click.option(
+    "--temp", type=float, default=0.8, show_default=True, metavar="T", help="Temperature; 0 is greedy."
+)
+@click.option(
+    "--top-k", type=int, default=40, show_default=True, metavar="K", help="Keep the K best tokens; 0: all."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=0.95,
+    show_default=True,
+    metavar="P",
+    help="Keep the best tokens that reach P; 1: all.",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    default=0.05,
+    show_default=True,
+    metavar="P",
+    help="Drop tokens less than P times as probable as the best; 0: none.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("-q", "--quiet", is_flag=True, help="No messages on stderr.")
@@ -59,9 +92,7 @@ def generate_command(
             tokens = llm.tokenize(text)
         else:
             tokens = llm.chat_tokens([{"role": "user", "content": text}])
-        last = _stream(
-            llm.generate(tokens, max_tokens=max_tokens, sampling=sampling, ignore_eos=ignore_eos)
-        )
+        last = _stream(llm.generate(tokens, max_tokens=max_tokens, sampling=sampling, ignore_eos=ignore_eos))
         if not quiet and last is not None and last.stats is not None:
             say(_how_it_went(last))
 
@@ -92,7 +123,9 @@ def _join_prompts(prompts: list[str | None], files: tuple[str, ...]) -> str:
     parts = [part for part in parts if part]
     if not parts:
         raise UsageError("there is no prompt; give one as an argument, with -p, -f or through a pipe")
-    return "\n\n".join(part.rstrip("\n") for part in parts[:-1]) + ("\n\n" if len(parts) > 1 else "") + parts[-1]
+    return (
+        "\n\n".join(part.rstrip("\n") for part in parts[:-1]) + ("\n\n" if len(parts) > 1 else "") + parts[-1]
+    )
 
 
 def _what_runs(llm: Llm, seconds: float) -> str:

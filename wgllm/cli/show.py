@@ -21,11 +21,30 @@ _BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 
 @click.command("show", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("name", metavar="[NAME|PATH]", required=False)
-@click.option("-m", "--model", default=None, metavar="NAME|PATH", help=f"The same as an option.  [default: {DEFAULT_MODEL}]")
-@click.option("-c", "--ctx-size", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Context to foretell memory for; 0 takes the model's.")
-@click.option("-ctk", "--cache-type-k", "kv_type", type=click.Choice(KV_TYPES), default="f16", show_default=True,
-              help="Type of the KV cache to foretell memory for.")
+@click.option(
+    "-m",
+    "--model",
+    default=None,
+    metavar="NAME|PATH",
+    help=f"The same as an option.  [default: {DEFAULT_MODEL}]",
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Context to foretell memory for; 0 takes the model's.",
+)
+@click.option(
+    "-ctk",
+    "--cache-type-k",
+    "kv_type",
+    type=click.Choice(KV_TYPES),
+    default="f16",
+    show_default=True,
+    help="Type of the KV cache to foretell memory for.",
+)
 @click.option("--tensors", "list_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 def show_command(
@@ -84,11 +103,17 @@ def _memory(file: ModelFile, ctx_size: int, kv_type: str) -> dict[str, Any]:
         try:
             heads = keys.uniform("attention.head_count")
             head_dim = keys.integer("attention.key_length", keys.integer("embedding_length") // heads)
-            per_token = 2 * keys.integer("block_count") * keys.uniform("attention.head_count_kv", heads) * head_dim
+            per_token = (
+                2 * keys.integer("block_count") * keys.uniform("attention.head_count_kv", heads) * head_dim
+            )
             ctx = ctx_size or keys.integer("context_length")
         except ModelFileError:
             return memory
-        return memory | {"ctx_size": ctx, "kv_type": kv_type, "kv_bytes": int(per_token * ctx * bytes_per_number)}
+        return memory | {
+            "ctx_size": ctx,
+            "kv_type": kv_type,
+            "kv_bytes": int(per_token * ctx * bytes_per_number),
+        }
     ctx = ctx_size or built.config.n_ctx_train
     sizes = cell_counts(built.graph.windows, ctx, largest_step(built.graph), slots=1)
     used = {node.inputs[1] for node in built.graph.nodes if node.op == "matmul"}
@@ -120,7 +145,9 @@ def _plain(value: Any) -> Any:
 
 
 def _print(facts: dict[str, Any], list_tensors: bool) -> None:
-    click.echo(f"{facts['path']}: {facts['parameters'] / 1e6:,.1f} M parameters, {_size(facts['tensor_bytes'])}")
+    click.echo(
+        f"{facts['path']}: {facts['parameters'] / 1e6:,.1f} M parameters, {_size(facts['tensor_bytes'])}"
+    )
     click.echo("\nMetadata")
     width = max((len(k) for k in facts["metadata"]), default=0)
     for key, value in facts["metadata"].items():
@@ -140,15 +167,25 @@ def _print(facts: dict[str, Any], list_tensors: bool) -> None:
     click.echo("\nMemory")
     memory = facts["memory"]
     if "kv_bytes" in memory:
-        click.echo(f"  KV cache, {memory['kv_type']}, {memory['ctx_size']:,} tokens: {_size(memory['kv_bytes'])}")
+        click.echo(
+            f"  KV cache, {memory['kv_type']}, {memory['ctx_size']:,} tokens: {_size(memory['kv_bytes'])}"
+        )
     if "float32_bytes" in memory:
-        click.echo(f"  weights on the CPU, float32: {_size(memory['float32_bytes'])} (dequantized as used if that is too much)")
+        click.echo(
+            f"  weights on the CPU, float32: {_size(memory['float32_bytes'])} (dequantized as used if that is too much)"
+        )
     if "problem" in memory:
         click.echo(f"  can't be run: {memory['problem']}")
 
 
 def _size(n: int) -> str:
-    return f"{n / 2**30:,.2f} GiB" if n >= 2**30 else f"{n / 2**20:,.0f} MiB" if n >= 2**20 else f"{n / 2**10:,.0f} KiB"
+    return (
+        f"{n / 2**30:,.2f} GiB"
+        if n >= 2**30
+        else f"{n / 2**20:,.0f} MiB"
+        if n >= 2**20
+        else f"{n / 2**10:,.0f} KiB"
+    )
 
 
 def _short(value: Any) -> str:
