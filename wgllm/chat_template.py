@@ -31,7 +31,9 @@ Segments = list[tuple[str, bool]]
 
 _FIELD = "tokenizer.chat_template"
 # Roles by their names, which templates put into special tokens (Phi-3: '<|' + role + '|>').
-_ROLES = frozenset(["system", "user", "assistant", "tool", "function", "developer", "model", "ipython"])
+_ROLES = frozenset(
+    ("system", "user", "assistant", "tool", "function", "developer", "model", "ipython", "observation")
+)
 _ASSISTANT = frozenset(("assistant", "model"))
 _MAX_DEPTH = 32
 _PRIVATE_USE = range(0xE000, 0xF900)

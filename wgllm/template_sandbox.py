@@ -4,10 +4,10 @@ Jinja's immutable sandbox keeps a template from reaching Python's internals. It 
 for hours or filling the memory, so on top of it:
 
 - Every loop turn and macro call costs steps, as many as there are nodes in its body, and looks at the clock.
-- All that operators, filters, methods and captured blocks make is charged to a budget of bytes, and what could
-  be large (``*``, ``**``, ``join``, ``replace``, ``center``, ``format`` …) is foreseen before it is made.
-- Values are weighed before they are compared, printed or serialized: lists that hold themselves in many places
-  are small in memory and endless as text.
+- All that operators, filters, methods and captured blocks make is charged to a budget of bytes, and what
+  could be large (``*``, ``**``, ``join``, ``replace``, ``center``, ``format`` …) is foreseen before it is made.
+- Values are weighed before they are compared, printed or serialized: lists that hold the same list in many
+  places are small in memory and endless as text.
 - Only the filters and methods listed here can be called, and sources and syntax trees are bounded too.
 """
 
@@ -126,7 +126,7 @@ def _elements(value: Any) -> Sequence[Any]:
 class _Rewrite(NodeTransformer):
     """Puts guards into a syntax tree."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         cost = _size(node)
         self.generic_visit(node)
         node.body.insert(0, _statement("tick", cost))
@@ -166,6 +166,10 @@ class _Rewrite(NodeTransformer):
             node.node = _weighed(node.node)
             node.args = [_weighed(arg) for arg in node.args]
         return node.set_lineno(node.lineno)
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
 
 
 def _size(node: nodes.Node) -> int:
@@ -217,40 +221,11 @@ def _of_replace(text: str, old: Any = "", new: Any = "", *_: Any) -> int:
 # Method of str → the bytes that its result may take, given the text and the arguments.
 _STR_METHODS: dict[str, Callable[..., int]] = (
     dict.fromkeys(
-        [
-            "strip",
-            "lstrip",
-            "rstrip",
-            "upper",
-            "lower",
-            "title",
-            "capitalize",
-            "casefold",
-            "swapcase",
-            "removeprefix",
-            "removesuffix",
-            "partition",
-            "rpartition",
-            "startswith",
-            "endswith",
-            "find",
-            "rfind",
-            "index",
-            "rindex",
-            "count",
-            "isdigit",
-            "isdecimal",
-            "isnumeric",
-            "isalpha",
-            "isalnum",
-            "isspace",
-            "isupper",
-            "islower",
-            "istitle",
-            "isascii",
-            "isidentifier",
-            "isprintable",
-        ],
+        _words(
+            "strip lstrip rstrip upper lower title capitalize casefold swapcase removeprefix removesuffix "
+            "partition rpartition startswith endswith find rfind index rindex count isdigit isdecimal "
+            "isnumeric isalpha isalnum isspace isupper islower istitle isascii isidentifier isprintable"
+        ),
         _of_length,
     )
     | dict.fromkeys(("split", "rsplit", "splitlines"), _of_pieces)
@@ -260,52 +235,11 @@ _STR_METHODS: dict[str, Callable[..., int]] = (
 _OTHER_METHODS = {dict: {"get", "items", "keys", "values", "copy"}, list: {"index", "count", "copy"}}
 _OTHER_METHODS[tuple] = {"index", "count"}
 
-_FILTERS = [
-    "abs",
-    "batch",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "sum",
-    "title",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-    "wordcount",
-]
+_FILTERS = _words(
+    "abs batch capitalize count d default dictsort e escape first float forceescape format groupby indent "
+    "int items join last length list lower map max min reject rejectattr replace reverse round select "
+    "selectattr slice sort string sum title trim truncate unique upper urlencode wordcount"
+)
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
@@ -324,8 +258,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         )
         self.budget = Budget(0, 0)
         self.filters = {name: self._filter(name, FILTERS[name]) for name in _FILTERS}
-        self.filters["safe"] = pass_context(lambda _, value: str(value))
-        self.filters["tojson"] = pass_context(self._tojson)
+        self.filters["safe"] = self._filter("safe", str)
+        self.filters["tojson"] = self._filter("tojson", self._tojson)
         self.globals = {
             "range": self._range,
             "dict": dict,
@@ -336,7 +270,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self._functions = set(self.globals.values())
 
     def compile_guarded(self, source: str) -> Any:
-        """The template of ``source``. Raises TemplateError, or whatever a hostile source makes Python raise."""
+        """The template of ``source``. Raises TemplateError, or what a hostile source makes Python raise."""
         if len(source) > MAX_SOURCE:
             raise TemplateLimitError(f"is longer than {MAX_SOURCE} characters")
         tree = self.parse(source)
@@ -367,7 +301,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     # What Jinja calls.
 
-    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, parts: Iterable[str]) -> str:
         parts = list(parts)
         self.budget.take(4 * sum(map(len, parts)) + 64)
         return "".join(parts)
@@ -389,7 +323,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             self._check_format(left, (right,))
         return self.budget.made(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(function, MethodType) and function.__self__ is self and function.__name__ != "_range":
             return function(*args)
         if isinstance(function, (Macro, BlockReference, LoopContext, Undefined, _Format)):
@@ -479,7 +413,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             self._check_format(str(value), (*args, *kwargs.values()))
         else:
             for item in everything[1:]:
-                if isinstance(item, (list, tuple)):  # sum(start=[]) copies what it has with every element
+                if (
+                    isinstance(item, (list, tuple)) and name != "tojson"
+                ):  # sum(start=[]) copies what it has with every element
                     raise TemplateLimitError(f"gives {name} a list as an argument")
                 if isinstance(item, (int, float)):
                     _bound(item, 20 if name == "round" else _MAX_WIDTH, f"an argument of {name}")
@@ -494,7 +430,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def _tojson(
         self,
-        _: Context,
         value: Any,
         ensure_ascii: bool = False,
         indent: int | None = None,
@@ -502,18 +437,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """As in transformers: Unicode as it is, nothing escaped for HTML."""
-        if isinstance(value, Iterator):
-            value = _listed(value)
         _bound(indent or 0, 16, "an indent")
         size = self.budget.weigh(value) * (8 + (indent or 0) * 8) * 2
         for separator in separators or ():
             size *= 1 + len(separator)
         self.budget.take(size)
-        text = json.dumps(
+        return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        self.budget.made(text)
-        return text
 
     def _range(self, *args: int) -> range:
         values = range(*args)

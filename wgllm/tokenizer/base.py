@@ -80,7 +80,8 @@ class Tokenizer(ABC):
             pieces += self._splitter_special.split(_valid(text)) if trusted else [_valid(text)]
         joined: list[str | int] = []
         for is_text, group in groupby(pieces, lambda piece: isinstance(piece, str)):
-            joined += ["".join(map(str, group))] if is_text else group
+            run = list(group)
+            joined += ["".join(map(str, run))] if is_text else run
         return self._with_ends(self._encode([piece for piece in joined if piece != ""]), add_special)
 
     def token_bytes(self, token_id: int) -> bytes:
