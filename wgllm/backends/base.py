@@ -15,6 +15,8 @@ from wgllm.graph import Graph, Node
 Array = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
+StateArray = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int32]
+
 Trace = Callable[[Node, Mapping[str, Array]], None]
 """Called after each node with what it made, by name."""
 
@@ -91,6 +93,18 @@ class Program(Protocol):
 
     def truncate(self, slot: int, length: int) -> None:
         """Forgets positions from ``length`` on."""
+
+    def save_state(self, slot: int) -> dict[str, StateArray]:
+        """A copy of what a slot's state holds, by name: as ``i32`` the last n positions that are there, and for
+        each K and V the cells of these, [Hkv, n, D]."""
+
+    def load_state(
+        self, slot: int, arrays: Mapping[str, StateArray], length: int, lost: Mapping[str, int]
+    ) -> None:
+        """Makes ``arrays`` the slot's state, of ``length`` positions; per cell count (``lost``) the first are missing.
+
+        Raises ValueError, with the state as it was, when they are not this program's.
+        """
 
     def close(self) -> None:
         """Frees weights and state."""

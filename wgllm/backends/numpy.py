@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -99,8 +99,18 @@ def rms_norm(x: Array, w: Array, *, eps: float, offset: float) -> Array:
     return y
 
 
+class Turns(NamedTuple):
+    """What turns the rows of a step."""
+
+    pairs: np.ndarray[Any, np.dtype[np.complex64]]
+    """[R, 1, dim/2], exp(i · angle), for pairs that are neighbours."""
+    cos: Array
+    sin: Array
+    """[R, 1, dim], for pairs half a head apart: y = cos · x + sin · (x with its halves exchanged)."""
+
+
 class RopeTable:
-    """cos and sin of every angle of one kind of rope, for positions up to the largest seen."""
+    """The angles of one kind of rope as complex numbers, for positions up to the largest seen."""
 
     def __init__(self, dim: int, theta: float, scale: float, factors: Array | None) -> None:
         # In float32 as the models were trained and as the reference computes them.
@@ -109,16 +119,24 @@ class RopeTable:
         if factors is not None:
             self.frequency = self.frequency / factors
         self.frequency = (self.frequency * np.float32(scale)).astype(np.float32)
-        self.angles = np.empty((0, dim // 2), np.complex64)
+        self._turns = np.empty((0, dim // 2), np.complex64)
+        self._last: tuple[Ints, Turns] | None = None
 
-    def turns(self, pos: Ints) -> np.ndarray[Any, np.dtype[np.complex64]]:
-        """exp(i·angle) as complex64 [R, 1, dim/2]."""
-        need = int(pos[-1] if len(pos) == 1 else pos.max()) + 1
-        if need > len(self.angles):
-            n = max(need, 2 * len(self.angles), 256)
+    def turns(self, pos: Ints) -> Turns:
+        """What turns the rows at ``pos``; kept, since every layer of a step asks for the same."""
+        if (last := self._last) is not None and last[0] is pos:
+            return last[1]
+        need = int(pos.max()) + 1
+        table = self._turns
+        if need > len(table):
+            n = max(need, 2 * len(table), 256)
             angle = np.arange(n, dtype=np.float32)[:, None] * self.frequency
-            self.angles = np.cos(angle) + np.complex64(1j) * np.sin(angle)
-        return self.angles[pos][:, None]
+            self._turns = table = np.cos(angle) + np.complex64(1j) * np.sin(angle)
+        turns = table[pos][:, None]
+        cos, sin = turns.real, turns.imag
+        found = Turns(turns, np.concatenate((cos, cos), axis=-1), np.concatenate((-sin, sin), axis=-1))
+        self._last = (pos, found)
+        return found
 
 
 @functools.lru_cache(maxsize=32)
@@ -127,39 +145,18 @@ def _rope_table(dim: int, theta: float, scale: float, factors: bytes | None) -> 
 
 
 def rope(
-    x: Array,
-    pos: Ints,
-    factors: Array | None = None,
-    *,
-    theta: float,
-    dim: int,
-    interleaved: bool,
-    scale: float,
+    x: Array, pos: Ints, factors: Array | None = None, *, theta: float, dim: int, interleaved: bool, scale: float
 ) -> Array:
     table = _rope_table(dim, theta, scale, None if factors is None else factors.tobytes())
-    return turn_pairs(x, table.turns(pos), dim, interleaved)
-
-
-def turn_pairs(
-    x: Array, turns: np.ndarray[Any, np.dtype[np.complex64]], dim: int, interleaved: bool
-) -> Array:
-    """Turns the pairs of the first ``dim`` numbers of x [R, H, D] by ``turns`` [R, 1, dim/2]."""
-    if interleaved and dim == x.shape[-1]:
-        pairs = np.ascontiguousarray(x).view(np.complex64)
-        return (pairs * turns).view(np.float32)
-    y = np.empty_like(x)
+    turns = table.turns(pos)
+    turned = x[..., :dim]
     if interleaved:
-        pairs = np.ascontiguousarray(x[..., :dim]).view(np.complex64)
-        y[..., :dim] = (pairs * turns).view(np.float32)
+        y = (np.ascontiguousarray(turned).view(np.complex64) * turns.pairs).view(np.float32)
     else:
-        half = dim // 2
-        a, b, cos, sin = x[..., :half], x[..., half:dim], turns.real, turns.imag
-        np.multiply(a, cos, out=y[..., :half])
-        y[..., :half] -= b * sin
-        np.multiply(b, cos, out=y[..., half:dim])
-        y[..., half:dim] += a * sin
-    y[..., dim:] = x[..., dim:]
-    return y
+        y = np.concatenate((turned[..., dim // 2 :], turned[..., : dim // 2]), axis=-1)
+        y *= turns.sin
+        y += turned * turns.cos
+    return y if dim == x.shape[-1] else np.concatenate((y, x[..., dim:]), axis=-1)
 
 
 def cell_write(cell_pos: Ints, pos: Ints, slot: Ints) -> None:
@@ -231,20 +228,20 @@ def attention(
     q: Array, k: Array, v: Array, cell_pos: Ints, pos: Ints, slot: Ints,
     *, scale: float, softcap: float | None, window: int | None,
 ) -> Array:  # fmt: skip
+    if len(pos) == 1:
+        s = slot[0]
+        return _attend_row(q, k[s], v[s], cell_pos[s], int(pos[0]), scale, softcap, window)
     y = np.empty((*q.shape[:2], v.shape[3]), np.float32)
     for s, rows in _per_slot(slot):
-        if len(pos) == 1:
-            _attend_row(q[0], k[s], v[s], cell_pos[s], int(pos[0]), scale, softcap, window, y[0])
-        else:
-            y[rows] = _attend_rows(q[rows], k[s], v[s], cell_pos[s], pos[rows], scale, softcap, window)
+        y[rows] = _attend_rows(q[rows], k[s], v[s], cell_pos[s], pos[rows], scale, softcap, window)
     return y
 
 
 def _attend_row(
     q: Array, k: Array, v: Array, cell_pos: Ints, pos: int,
-    scale: float, cap: float | None, window: int | None, out: Array,
-) -> None:  # fmt: skip
-    """One query row q [H, D] over k, v [Hkv, C, D]; all heads at once."""
+    scale: float, cap: float | None, window: int | None,
+) -> Array:  # fmt: skip
+    """One query row q [1, H, D] over k, v [Hkv, C, D]; all heads at once."""
     n_kv, cells, head_dim = k.shape
     seen = None
     if pos < cells:
@@ -253,17 +250,16 @@ def _attend_row(
         k, v = k[:, low : pos + 1], v[:, low : pos + 1]
     else:
         seen = visible(cell_pos, np.array([pos], np.int32), window)[0]
-    q = (q * np.float32(scale)).reshape(n_kv, -1, head_dim)  # [Hkv, G, D]
-    scores = q @ k.transpose(0, 2, 1)  # [Hkv, G, n]
+    scores = (q * np.float32(scale)).reshape(n_kv, -1, head_dim) @ k.transpose(0, 2, 1)  # [Hkv, G, n]
     if cap is not None:
         scores = softcap(scores, cap=cap)
     if seen is not None:
         scores[:, :, ~seen] = -np.inf
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    total = np.add.reduce(scores, axis=-1, keepdims=True)
     y = scores @ v  # [Hkv, G, D]
-    np.divide(y, total, out=out.reshape(y.shape))
+    y /= np.add.reduce(scores, axis=-1, keepdims=True)
+    return y.reshape(q.shape)
 
 
 def _attend_rows(

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from wgllm.backends import numpy as kernels
-from wgllm.backends.base import Array, Ints, LoadOptions, Trace
+from wgllm.backends.base import Array, Ints, LoadOptions, StateArray, Trace
+from wgllm.backends.blas_threads import BlasThreads
 from wgllm.backends.numpy_weights import Matrix, allocate, available_memory, cpu_count, make_dense
 from wgllm.errors import UsageError
 from wgllm.formats.model_file import TensorView
 from wgllm.fuse import fuse
-from wgllm.graph import OUT_ROWS, ROWS, Graph, Node
+from wgllm.graph import OUT_ROWS, ROWS, Graph, Node, Tensor
 from wgllm.ops import Dim
 from wgllm.quant import format_by_name
 
@@ -56,6 +57,7 @@ class NumpyProgram:
         self._make_state()
         self._stacks = self._make_weights(weights)
         self._plan = self._bind(self._stacks)
+        self._blas = BlasThreads(options.threads)
 
     def _make_state(self) -> None:
         for tensor in self.graph.of_kind("state"):
@@ -143,11 +145,25 @@ class NumpyProgram:
         interrupt: Callable[[], None] | None = None,
         trace: Trace | None = None,
     ) -> dict[str, Array]:
+        if len(inputs["pos"]) > 1:
+            return self._run(inputs, interrupt, trace)
+        with self._blas.token():
+            return self._run(inputs, interrupt, trace, self._blas.tick)
+
+    def _run(
+        self,
+        inputs: Mapping[str, Array | Ints],
+        interrupt: Callable[[], None] | None,
+        trace: Trace | None,
+        tick: Callable[[], None] | None = None,
+    ) -> dict[str, Array]:
         values: dict[str, Any] = {**self._constants, **inputs}
         with np.errstate(all="ignore"):  # infinities are looked for in the logits
             for bound in self._plan:
                 if interrupt is not None:
                     interrupt()
+                if tick is not None:
+                    tick()
                 node = bound.node
                 made = bound.kernel(*[values[n] for n in node.inputs])
                 if not bound.writes_state:
@@ -184,6 +200,61 @@ class NumpyProgram:
         for positions in self._cell_positions:
             row = positions[slot]
             row[row >= length] = -1
+
+    def save_state(self, slot: int) -> dict[str, StateArray]:
+        dtype = self._saved_dtype
+        held: dict[Dim, Ints] = {}
+        made: dict[str, StateArray] = {}
+        for tensor in self._state_tensors():
+            state = self._constants[tensor.name][slot]
+            if tensor.dtype == "i32":
+                positions = np.sort(state[state >= 0])
+                gaps = np.flatnonzero(np.diff(positions) != 1)
+                held[tensor.shape[1]] = positions[gaps[-1] + 1 :] if len(gaps) else positions
+                made[tensor.name] = held[tensor.shape[1]]
+            else:
+                made[tensor.name] = state[:, held[tensor.shape[2]] % state.shape[1]].astype(dtype)
+        return made
+
+    def load_state(
+        self, slot: int, arrays: Mapping[str, StateArray], length: int, lost: Mapping[str, int]
+    ) -> None:
+        tensors = self._state_tensors()
+        if {t.name for t in tensors} != set(arrays):
+            raise ValueError("it has other layers")
+        held: dict[Dim, Ints] = {}
+        for tensor in tensors:
+            array, state = arrays[tensor.name], self._constants[tensor.name][slot]
+            if array.dtype != (np.int32 if tensor.dtype == "i32" else self._saved_dtype):
+                raise ValueError(f"{tensor.name} has another type")
+            if tensor.dtype == "i32":
+                cells = tensor.shape[1]
+                first = length - array.size
+                if not np.array_equal(array, np.arange(first, length)):
+                    raise ValueError("its positions are in disorder")
+                if not 0 <= first <= lost.get(str(cells), 0):
+                    raise ValueError("positions are missing")
+                held[cells] = array.astype(np.int32)
+            elif array.shape != (state.shape[0], len(held[tensor.shape[2]]), state.shape[2]):
+                raise ValueError(f"{tensor.name} has another shape")
+        for tensor in tensors:
+            array, state = arrays[tensor.name], self._constants[tensor.name][slot]
+            if tensor.dtype == "i32":
+                positions = array[-len(state) :]
+                state[:] = -1
+                state[positions % len(state)] = positions
+            else:  # a smaller ring takes the last positions
+                positions = held[tensor.shape[2]][-state.shape[1] :]
+                state[:, positions % state.shape[1]] = array[:, array.shape[1] - len(positions) :]
+
+    @property
+    def _saved_dtype(self) -> type[np.float16] | type[np.float32]:
+        """Values of the block types are multiples of a scale, which a half float does not hold."""
+        return np.float16 if self.options.kv_type == "f16" else np.float32
+
+    def _state_tensors(self) -> list[Tensor]:
+        """State, cell positions before the cells."""
+        return sorted(self.graph.of_kind("state"), key=lambda t: t.dtype != "i32")
 
     def close(self) -> None:
         self._constants.clear()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from wgllm.backends.base import Array, Ints, Program, Step, Trace
+from wgllm.backends.base import Array, Ints, Program, StateArray, Step, Trace
 from wgllm.errors import NumericError
 from wgllm.graph import Node
 
@@ -53,6 +53,19 @@ class Pipeline:
     def truncate(self, slot: int, length: int) -> None:
         for program in self.programs:
             program.truncate(slot, length)
+
+    def save_state(self, slot: int) -> list[dict[str, StateArray]]:
+        """What each program holds of a slot."""
+        return [program.save_state(slot) for program in self.programs]
+
+    def load_state(
+        self, slot: int, arrays: Sequence[Mapping[str, StateArray]], length: int, lost: Mapping[str, int]
+    ) -> None:
+        """Raises ValueError when the arrays are not those of these programs; the slot may then be half loaded."""
+        if len(arrays) != len(self.programs):
+            raise ValueError("the model is cut into other segments")
+        for program, own in zip(self.programs, arrays, strict=True):
+            program.load_state(slot, own, length, lost)
 
     def close(self) -> None:
         for program in self.programs:
