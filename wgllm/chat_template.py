@@ -5,7 +5,8 @@ user's ``<|im_end|>`` looks like the template's own, so suspicious messages are 
 that comes from outside, the characters that special tokens begin or end with are replaced by private-use
 characters of the same number. No special token can then contain one of a user's, in whatever way the template
 cuts, trims or joins texts; where such characters stand, the original ones are put back as untrusted text.
-(In what the assistant said only control tokens are broken up, since templates look for ``</think>`` there.)
+(In what the assistant said only control tokens are broken up, and ``</think>`` and the like never, since
+templates look for it.)
 If both renderings have the same special tokens, no message forged one, and the prompt is taken as it is.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -23,7 +25,8 @@ from typing import Any
 from jinja2.exceptions import TemplateSyntaxError
 
 from wgllm.errors import ModelFileError, UsageError, printable
-from wgllm.template_sandbox import Budget, Refusal, TemplateEnvironment
+from wgllm.template_guards import Budget, Refusal
+from wgllm.template_sandbox import TemplateEnvironment
 from wgllm.tokenizer.base import Tokenizer
 from wgllm.tokenizer.special import SpecialSplitter
 
@@ -35,6 +38,8 @@ _ROLES = frozenset(
     ("system", "user", "assistant", "tool", "function", "developer", "model", "ipython", "observation")
 )
 _ASSISTANT = frozenset(("assistant", "model"))
+_OTHER_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
+_OWN_TAGS = re.compile(r"</?(think|thinking|reasoning|answer|tool_\w+)>")
 _MAX_DEPTH = 32
 _PRIVATE_USE = range(0xE000, 0xF900)
 
@@ -96,7 +101,7 @@ class ChatTemplate:
             self._environment.budget = budget = Budget(*_measure(inputs))
             try:
                 for part in self._template.generate(variables):
-                    budget.take(4 * len(part) + 64)
+                    budget.take(sys.getsizeof(part))
                     parts.append(part)
             except Refusal as error:
                 problem = printable(" ".join(str(error).split()))
@@ -114,11 +119,18 @@ class ChatTemplate:
                 raise UsageError(f"message {i} has no role")
             if not isinstance(message.get("content"), (str, list, tuple, type(None))):
                 raise UsageError(f"the content of message {i} is neither a text nor a list of parts")
-            role = message["role"]
-            if role not in _ROLES and any(role in name for name in self._tokenizer.special_tokens):
-                raise UsageError(f"message {i} has the role {role!r}, which is no role")
+            if not self._is_role(message["role"]):
+                shown = printable(repr(message["role"]), 60)
+                raise UsageError(f"message {i} has the role {shown}, which is no role")
         inputs: dict[str, Any] = _plain({**kwargs, "messages": list(messages), "tools": tools})
         return inputs
+
+    def _is_role(self, role: str) -> bool:
+        """Whether no template can make a special token of ``role``."""
+        if role in _ROLES:
+            return True
+        specials = self._tokenizer.special_tokens
+        return _OTHER_ROLE.fullmatch(role) is not None and not any(role in name for name in specials)
 
     def _specials(self, text: str) -> list[str]:
         return [text[start:end] for start, end in self._splitter.find(text)]
@@ -128,22 +140,28 @@ class ChatTemplate:
         return SpecialSplitter(self._tokenizer.special_tokens.items())
 
     @cached_property
-    def _control_splitter(self) -> SpecialSplitter:
-        specials = self._tokenizer.special_tokens.items()
-        return SpecialSplitter((text, i) for text, i in specials if self._tokenizer.is_control(i))
-
-    @cached_property
     def _brackets(self) -> str:
         """Characters that special tokens begin or end with."""
         names = self._tokenizer.special_tokens
         return "".join(sorted({c for name in names for c in (name[0], name[-1]) if not c.isspace()}))
 
     @cached_property
-    def _control_ends(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Proper beginnings and proper ends of control tokens."""
-        names = [name for name, i in self._tokenizer.special_tokens.items() if self._tokenizer.is_control(i)]
-        beginnings = frozenset(name[:k] for name in names for k in range(1, len(name)))
-        return beginnings, frozenset(name[k:] for name in names for k in range(1, len(name)))
+    def _forbidden(self) -> list[str]:
+        """The special tokens that what the assistant said may not hold either."""
+        specials = self._tokenizer.special_tokens.items()
+        return [
+            name for name, i in specials if self._tokenizer.is_control(i) and not _OWN_TAGS.fullmatch(name)
+        ]
+
+    @cached_property
+    def _forbidden_splitter(self) -> SpecialSplitter:
+        return SpecialSplitter((name, 0) for name in self._forbidden)
+
+    @cached_property
+    def _forbidden_parts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Proper beginnings and proper ends of those."""
+        beginnings = frozenset(name[:k] for name in self._forbidden for k in range(1, len(name)))
+        return beginnings, frozenset(name[k:] for name in self._forbidden for k in range(1, len(name)))
 
     def _disguise(self, inputs: dict[str, Any]) -> _Disguise | None:
         """``inputs`` with private characters for brackets, or None when there are none."""
@@ -161,7 +179,7 @@ class ChatTemplate:
             return text.translate(table)
 
         def assistant(text: str) -> str:
-            for start, end in self._control_spans(text):
+            for start, end in self._forbidden_spans(text):
                 text = text[:start] + text[start:end].translate(table) + text[end:]
             return text
 
@@ -175,11 +193,11 @@ class ChatTemplate:
         others = {key: _map(value, user) for key, value in inputs.items() if key != "messages"}
         return _Disguise({**others, "messages": messages}, {new: chr(old) for old, new in table.items()})
 
-    def _control_spans(self, text: str) -> list[tuple[int, int]]:
+    def _forbidden_spans(self, text: str) -> list[tuple[int, int]]:
         """Where ``text`` has control tokens, or parts of them at its ends that a template could complete."""
-        spans = self._control_splitter.find(text)
-        beginnings, ends = self._control_ends
-        longest = max(map(len, self._tokenizer.special_tokens), default=0)
+        spans = self._forbidden_splitter.find(text)
+        beginnings, ends = self._forbidden_parts
+        longest = max(map(len, self._forbidden), default=0)
         for k in range(1, min(len(text), longest) + 1):
             if text[:k] in ends:
                 spans.append((0, k))
@@ -255,7 +273,7 @@ def _map(value: Any, function: Callable[[str], str]) -> Any:
 def _measure(value: Any) -> tuple[int, int]:
     """How many elements a plain value has, and how many bytes of text."""
     if isinstance(value, str):
-        return 1, 4 * len(value)
+        return 1, sys.getsizeof(value)
     inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     if not isinstance(inner, list):
         return 1, 0

@@ -16,176 +16,34 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    Sequence,
-    Set,
-    ValuesView,
-)
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
 from jinja2 import Undefined, nodes, pass_context
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
-MAX_SOURCE = 1 << 17  # characters; the longest templates in use have about a quarter of that
-_MAX_NODES = 20_000
+from wgllm.template_guards import Budget, Refusal, Rewrite, TemplateLimitError, bound, tree_size
+
+MAX_SOURCE = 1 << 16  # characters; the longest templates in use have about half of that
+_MAX_NODES = 3_000  # likewise; compiling takes up to 20 KB for each
 _MAX_RANGE = 1 << 14
-_MAX_WIDTH = 1 << 12
-_MAX_DEPTH = 64
+_MAX_WIDTH = 1 << 13
 _MAX_BITS = 256
 
 # Formats whose width or precision is large or comes from an argument.
 _WIDE = re.compile(r"%(\([^)]*\))?[^a-zA-Z%(]*([0-9]{4}|\*)|\{[^{}]*([0-9]{4}|\{)")
 
 
-class TemplateLimitError(TemplateError):
-    """A template took more than it is allowed to."""
-
-
-class Refusal(TemplateError):
-    """The template called ``raise_exception``."""
-
-
-class Budget:
-    """What one rendering may still use. It grows with what the template was given."""
-
-    def __init__(self, items: int, input_bytes: int) -> None:
-        self.steps = 400_000 + 4_000 * items
-        self.bytes = (24 << 20) + 40 * input_bytes
-        self.weight = 100_000 + 4 * items + input_bytes
-        self.seconds = 0.5 + 0.001 * items
-        self.start = time.thread_time()
-        self.look = time.perf_counter() + self.seconds
-
-    def spend(self, steps: int) -> None:
-        self.steps -= steps
-        if self.steps < 0:
-            raise TemplateLimitError("takes too many steps")
-        # The wall clock is cheap to read, but a process may have been stopped: then the CPU's clock decides.
-        if time.perf_counter() > self.look:
-            left = self.seconds - (time.thread_time() - self.start)
-            if left <= 0:
-                raise TemplateLimitError("takes too long")
-            self.look = time.perf_counter() + left
-
-    def take(self, size: int) -> None:
-        """Charges ``size`` bytes."""
-        self.bytes -= size
-        if self.bytes < 0:
-            raise TemplateLimitError("makes too much text")
-
-    def made(self, value: Any) -> Any:
-        """Charges a value that was made."""
-        if isinstance(value, (str, list, tuple, dict)):
-            self.take(sys.getsizeof(value))
-        return value
-
-    def weigh(self, value: Any) -> int:
-        """Characters and elements of ``value`` as its text would have them, each as often as it appears."""
-        if isinstance(value, str):
-            return len(value)
-        total = 0
-        stack: list[tuple[Any, int]] = [(value, 0)]
-        while stack:
-            item, depth = stack.pop()
-            total += len(item) if isinstance(item, str) else 1
-            inner = _elements(item)
-            if total + len(stack) + len(inner) > self.weight or depth > _MAX_DEPTH:
-                raise TemplateLimitError("makes too large or too deep a value")
-            stack.extend((x, depth + 1) for x in inner)
-        self.spend(total // 16)
-        return total
-
-
-def _elements(value: Any) -> Sequence[Any]:
-    """What stands in a container."""
-    if isinstance(value, Namespace):
-        value = object.__getattribute__(value, "_Namespace__attrs")
-    if isinstance(value, Mapping):
-        return [*value.keys(), *value.values()]
-    if isinstance(value, (KeysView, ValuesView, ItemsView, Set)):
-        return list(value)
-    return value if isinstance(value, (list, tuple)) else ()
-
-
-class _Rewrite(NodeTransformer):
-    """Puts guards into a syntax tree."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        cost = _size(node)
-        self.generic_visit(node)
-        node.body.insert(0, _statement("tick", cost))
-        if node.test is not None:
-            node.test = nodes.And(_guard("tick", nodes.Const(cost)), node.test)
-        return node.set_lineno(node.lineno)
-
-    def _visit_body(self, node: nodes.Macro | nodes.CallBlock | nodes.Block) -> nodes.Node:
-        cost = _size(node)
-        self.generic_visit(node)
-        node.body.insert(0, _statement("tick", cost))
-        return node.set_lineno(node.lineno)
-
-    visit_Macro = visit_CallBlock = visit_Block = _visit_body
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _guard("concat_values", *node.nodes).set_lineno(node.lineno)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        ends = [part or nodes.Const(None) for part in (node.arg.start, node.arg.stop, node.arg.step)]
-        return _guard("slice_value", node.node, *ends).set_lineno(node.lineno)
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        node.expr = _weighed(node.expr)
-        for operand in node.ops:
-            operand.expr = _weighed(operand.expr)
-        return node.set_lineno(node.lineno)
-
-    def visit_Test(self, node: nodes.Test) -> nodes.Node:
-        self.generic_visit(node)
-        if node.args:  # those that compare
-            node.node = _weighed(node.node)
-            node.args = [_weighed(arg) for arg in node.args]
-        return node.set_lineno(node.lineno)
-
-
 def _words(text: str) -> list[str]:
     return text.split()
-
-
-def _size(node: nodes.Node) -> int:
-    return 1 + sum(map(_size, node.iter_child_nodes()))
-
-
-def _guard(name: str, *args: nodes.Expr) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
-
-
-def _statement(name: str, value: int) -> nodes.ExprStmt:
-    return nodes.ExprStmt(_guard(name, nodes.Const(value)))
-
-
-def _weighed(node: nodes.Expr) -> nodes.Expr:
-    return node if isinstance(node, nodes.Const) else _guard("weighed", node)
 
 
 class _Generation(Extension):
@@ -198,8 +56,8 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _of_length(text: str, *_: Any) -> int:
-    return 3 * len(text)  # upper() can triple a character
+def _of_nothing(*_: Any) -> int:
+    return 0  # about as long as the text at most, and charged when it is made
 
 
 def _of_pieces(text: str, separator: Any = None, *_: Any) -> int:
@@ -208,7 +66,7 @@ def _of_pieces(text: str, separator: Any = None, *_: Any) -> int:
 
 
 def _of_width(text: str, width: Any = 0, *_: Any) -> int:
-    _bound(width, _MAX_WIDTH, "a width")
+    bound(width, _MAX_WIDTH, "a width")
     return 4 * (len(text) + int(width))
 
 
@@ -226,7 +84,7 @@ _STR_METHODS: dict[str, Callable[..., int]] = (
             "partition rpartition startswith endswith find rfind index rindex count isdigit isdecimal "
             "isnumeric isalpha isalnum isspace isupper islower istitle isascii isidentifier isprintable"
         ),
-        _of_length,
+        _of_nothing,
     )
     | dict.fromkeys(("split", "rsplit", "splitlines"), _of_pieces)
     | dict.fromkeys(("center", "ljust", "rjust", "zfill"), _of_width)
@@ -236,9 +94,16 @@ _OTHER_METHODS = {dict: {"get", "items", "keys", "values", "copy"}, list: {"inde
 _OTHER_METHODS[tuple] = {"index", "count"}
 
 _FILTERS = _words(
-    "abs batch capitalize count d default dictsort e escape first float forceescape format groupby indent "
-    "int items join last length list lower map max min reject rejectattr replace reverse round select "
+    "abs batch capitalize center count d default dictsort e escape first float forceescape format groupby "
+    "indent int items join last length list lower map max min reject rejectattr replace reverse round select "
     "selectattr slice sort string sum title trim truncate unique upper urlencode wordcount"
+)
+
+# Filter → bytes that its result may take for each character or element of the value.
+_GROWTH = (
+    dict.fromkeys(("list", "batch", "slice", "sort", "unique"), 80)
+    | dict.fromkeys(("urlencode", "e", "escape", "forceescape"), 9)
+    | {"string": 16}
 )
 
 
@@ -274,9 +139,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if len(source) > MAX_SOURCE:
             raise TemplateLimitError(f"is longer than {MAX_SOURCE} characters")
         tree = self.parse(source)
-        if _size(tree) > _MAX_NODES:
+        if tree_size(tree) > _MAX_NODES:
             raise TemplateLimitError("is too complicated")
-        tree = _Rewrite().visit(tree)
+        tree = Rewrite().visit(tree)
         code = self.compile(tree.set_environment(self))
         return self.template_class.from_code(self, code, self.make_globals(None))
 
@@ -301,9 +166,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     # What Jinja calls.
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if not isinstance(argument, (str, int)):
+            self.budget.weigh(argument)  # before it is hashed, or printed in an error
+        return super().getitem(obj, argument)
+
     def concat(self, parts: Iterable[str]) -> str:
         parts = list(parts)
-        self.budget.take(4 * sum(map(len, parts)) + 64)
+        self.budget.take(sum(map(sys.getsizeof, parts)))
         return "".join(parts)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -311,17 +181,18 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         for value in (left, right):
             if isinstance(value, int) and value.bit_length() > _MAX_BITS:
                 raise TemplateLimitError("computes with too large a number")
+        function = self.binop_table[operator]
         if operator == "**":
-            _bound(right, _MAX_BITS, "a power")
+            bound(right, _MAX_BITS, "a power")
         elif operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, (str, list, tuple)) and isinstance(times, int):
-                    self.budget.take(8 * len(value) * max(times, 0))
+                    self.budget.take(sys.getsizeof(value) * max(times, 0))
         elif operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, type(left)):
             self.budget.take(sys.getsizeof(left) + sys.getsizeof(right))
         elif operator == "%" and isinstance(left, str):
             self._check_format(left, (right,))
-        return self.budget.made(super().call_binop(context, operator, left, right))
+        return function(left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(function, MethodType) and function.__self__ is self and function.__name__ != "_range":
@@ -330,11 +201,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             self.budget.spend(1)
             return self.budget.made(super().call(context, function, *args, **kwargs))
         if isinstance(function, MethodType) and isinstance(function.__self__, LoopContext):
+            self.budget.weigh(args)  # loop.changed compares them
             return super().call(context, function, *args, **kwargs)
         if isinstance(function, BuiltinMethodType) and function.__self__ is not None:
             self._check_method(function.__self__, function.__name__, args)
         elif not _in(function, self._functions):
             raise SecurityError(f"{type(function).__name__} is not a function that templates may call")
+        elif function is not Namespace:
+            self.budget.weigh(args)
         self.budget.spend(1)
         return self.budget.made(super().call(context, function, *args, **kwargs))
 
@@ -394,6 +268,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     ) -> tuple[Any, tuple[Any, ...]]:
         budget = self.budget
         budget.spend(1)
+        if name == "int" and isinstance(value, str):
+            bound(len(value), 4300, "a number of digits")
         if name in ("length", "count", "first", "last", "default", "d", "abs", "int", "float", "items"):
             return value, args
         if isinstance(value, Iterator):
@@ -413,19 +289,15 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             self._check_format(str(value), (*args, *kwargs.values()))
         else:
             for item in everything[1:]:
-                if (
-                    isinstance(item, (list, tuple)) and name != "tojson"
-                ):  # sum(start=[]) copies what it has with every element
-                    raise TemplateLimitError(f"gives {name} a list as an argument")
                 if isinstance(item, (int, float)):
-                    _bound(item, 20 if name == "round" else _MAX_WIDTH, f"an argument of {name}")
+                    bound(item, 20 if name == "round" else _MAX_WIDTH, f"an argument of {name}")
+                elif name == "sum" and isinstance(item, (list, tuple)):
+                    raise TemplateLimitError("sums lists")  # it copies what it has with every element
         if name == "indent":
             width = args[0] if args else kwargs.get("width", 4)
             size = width if isinstance(width, int) else len(str(width))
             budget.take(4 * (str(value).count("\n") + 1) * size)
-        budget.take(
-            16 * weights[0] if name in ("list", "batch", "slice", "sort", "unique") else 8 * weights[0]
-        )
+        budget.take(weights[0] * _GROWTH.get(name, 0))
         return value, args
 
     def _tojson(
@@ -437,18 +309,17 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """As in transformers: Unicode as it is, nothing escaped for HTML."""
-        _bound(indent or 0, 16, "an indent")
-        size = self.budget.weigh(value) * (8 + (indent or 0) * 8) * 2
-        for separator in separators or ():
-            size *= 1 + len(separator)
-        self.budget.take(size)
+        bound(indent or 0, 16, "an indent")
+        characters, elements, depth = self.budget.measure(value)
+        between = (indent or 0) * depth + sum(map(len, separators or ()))
+        self.budget.take(characters + elements * (8 + between))
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
     def _range(self, *args: int) -> range:
         values = range(*args)
-        _bound(len(values), _MAX_RANGE, "a range")
+        bound(len(values), _MAX_RANGE, "a range")
         return values
 
 
@@ -485,13 +356,8 @@ def _listed(value: Any) -> Any:
     found = []
     for item in value:
         found.append(item)
-        _bound(len(found), _MAX_RANGE * 4, "a sequence")
+        bound(len(found), _MAX_RANGE * 4, "a sequence")
     return found
-
-
-def _bound(value: Any, limit: float, what: str) -> None:
-    if isinstance(value, (int, float)) and not abs(value) <= limit:
-        raise TemplateLimitError(f"asks for {what} beyond {limit}")
 
 
 def _in(value: Any, values: set[Any]) -> bool:

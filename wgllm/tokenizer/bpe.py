@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgllm.errors import ModelFileError, WgllmError
+from wgllm.errors import ModelFileError, WgllmError, printable
 from wgllm.tokenizer.base import Tokenizer
-from wgllm.tokenizer.pretokenizers import DEFAULT, PRE_TOKENIZERS, PreTokenizer
+from wgllm.tokenizer.pretokenizers import DEFAULT, KINDS, PRE_TOKENIZERS, PreTokenizer
 from wgllm.tokenizer.special import make_ends_control
 from wgllm.tokenizer.vocabulary import GgufVocabularyReader, TokenType, Vocabulary
 
@@ -73,8 +73,8 @@ def bpe_from_gguf(path: Path, metadata: Mapping[str, Any]) -> BpeTokenizer:
     name = reader.text("pre")
     kind = DEFAULT if name is None else PRE_TOKENIZERS.get(name)
     if kind is None:
-        supported = ", ".join(PRE_TOKENIZERS)
-        raise reader.fail("pre", f"{name!r} is not a pre-tokenizer that wgllm knows; it knows {supported}")
+        known = ", ".join(KINDS)
+        raise reader.fail("pre", f"{printable(repr(name), 30)} is unknown; known: {known}")
     vocabulary = reader.read(add_bos=kind.add_bos, default_ids={})
     make_ends_control(vocabulary)
     pipeline = make_pipeline(vocabulary, reader.pairs("merges"), ignore_merges=kind.ignore_merges)

@@ -66,6 +66,9 @@ def from_tokenizer_json(path: Path) -> JsonTokenizer:
         model = data["model"]
         if model.get("type") not in ("BPE", "Unigram"):
             raise ModelFileError(path, "model.type", f"{model.get('type')!r} is none of BPE and Unigram")
+        for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if model.get(name):  # the library aborts the process when merges do not fit them
+                raise ModelFileError(path, f"model.{name}", "is not supported")
         words: dict[str, int] = model["vocab"]
         if model["type"] == "Unigram":
             words = {text: i for i, (text, _) in enumerate(model["vocab"])}
@@ -219,8 +222,8 @@ def _pipeline(data: dict[str, Any]) -> tokenizers.Tokenizer:
         return Tokenizer.from_str(json.dumps({**parts, "model": model}))
     # Handing over the tables directly takes half the time of going through JSON again.
     pipeline = Tokenizer.from_str(json.dumps({**parts, "model": {"type": "BPE", "vocab": {}, "merges": []}}))
-    names = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
-    options = {name: model[name] for name in (*names, "ignore_merges") if model.get(name) is not None}
+    names = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+    options = {name: model[name] for name in names if model.get(name) is not None}
     merges = [tuple(m.split(" ", 1) if isinstance(m, str) else m) for m in model["merges"]]
     pipeline.model = BPE(vocab=model["vocab"], merges=merges, **options)
     return pipeline

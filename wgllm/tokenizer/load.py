@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wgllm.errors import ModelFileError, ModelNotFoundError
+from wgllm.errors import ModelFileError, ModelNotFoundError, printable
 from wgllm.tokenizer.base import Tokenizer
 from wgllm.tokenizer.vocabulary import no_garbage_collection
 
@@ -55,7 +55,7 @@ def tokenizer_from_model(model: ModelFile) -> Tokenizer:
         with no_garbage_collection():
             return bpe_from_gguf(model.path, model.metadata)
     if kind is not None:
-        problem = f"{kind!r} is not a kind of tokenizer that wgllm knows; it knows llama and gpt2"
+        problem = f"{printable(repr(kind), 30)} is unknown; known are llama and gpt2"
         raise ModelFileError(model.path, "tokenizer.ggml.model", problem)
     directory = model.path if model.path.is_dir() else model.path.parent
     if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):

@@ -90,9 +90,12 @@ _KINDS: dict[str, PreTokenizer] = {
     "gpt-4o llama4 kanana2 minimax-m2": PreTokenizer((_GPT4O,)),
     "bailingmoe bailingmoe2 llada-moe": PreTokenizer((_BAILING,)),
     "seed-coder": PreTokenizer((_SEED_CODER,)),
-    "poro-chat bloom gpt3-finnish": PreTokenizer((_BLOOM,)),
+    "bloom poro-chat gpt3-finnish": PreTokenizer((_BLOOM,)),
     "viking": PreTokenizer((_BLOOM, r"\p{N}")),
 }
+
+KINDS = [names.split()[0] for names in _KINDS]
+"""One name of each kind."""
 
 PRE_TOKENIZERS = {name: kind for names, kind in _KINDS.items() for name in names.split()}
 """``tokenizer.ggml.pre`` → its pre-tokenizer."""

@@ -66,7 +66,10 @@ def spm_token_bytes(text: str, token_type: int) -> bytes:
 def spm_from_gguf(path: Path, metadata: Mapping[str, Any]) -> SpmTokenizer:
     """The tokenizer of a GGUF file whose ``tokenizer.ggml.model`` is ``llama``."""
     reader = GgufVocabularyReader(path, metadata)
-    vocabulary = reader.read(add_bos=True, default_ids={"bos": 1, "eos": 2, "unk": 0})
+    vocabulary = reader.read(add_bos=True, default_ids={"bos": 1, "eos": 2})
+    unknown = vocabulary.of_type(TokenType.UNKNOWN)
+    if unknown:
+        vocabulary.ids.setdefault("unk", unknown[0])
     n = len(vocabulary.texts)
     scores = reader.numbers("scores", n)
     if scores is None:
@@ -95,6 +98,8 @@ def _build(
     """A processor that encodes plain text only: special tokens are split off before it sees a text."""
     import sentencepiece
 
+    if hasattr(sentencepiece, "set_min_log_level"):
+        sentencepiece.set_min_log_level(2)  # it would comment on odd pieces on stderr
     types = vocabulary.types.copy()
     types[list(markers)] = TokenType.CONTROL
     # The library wants exactly one unknown token, at most; GGUF has any number of them.

@@ -49,7 +49,12 @@ class StopScanner:
         self._stops = [(stop, _borders(stop)) for stop in dict.fromkeys(stops) if stop]
         self._matched = [0] * len(self._stops)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+        """The stop string that was found."""
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that can't be part of a stop string any more, and whether one was found.
@@ -73,7 +78,7 @@ class StopScanner:
                     found = max(found, matched)
                 self._matched[i] = matched
             if found:
-                self.stopped = True
+                self.found = buffer[at + 1 - found : at + 1]
                 self._held = ""
                 return buffer[: at + 1 - found], True
         keep = len(buffer) - max(self._matched)

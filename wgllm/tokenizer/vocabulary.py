@@ -130,7 +130,7 @@ class GgufVocabularyReader:
             raise self.fail(name, "is missing")
         if isinstance(value, (str, np.ndarray)) or not isinstance(value, Sequence):
             raise self.fail(name, "is not an array of strings")
-        if len(value) and not isinstance(value[0], str):
+        if not hasattr(value, "bytes_list") and not all(isinstance(text, str) for text in value):
             raise self.fail(name, "is not an array of strings")
         return value
 
