@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=",".join(DEFAULT_MODELS),
         help="models of the catalogue that tests may fetch: names with commas, 'all' or 'none' (default: smollm2)",
     )
+    parser.addoption(
+        "--update-help",
+        action="store_true",
+        help="write the help texts to tests/data/help instead of comparing",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from wgllm.errors import UsageError
 from wgllm.graph import SLOTS, Graph
 
 
@@ -34,6 +35,15 @@ def state_bytes(graph: Graph, sizes: Mapping[str, int], bytes_per_number: float)
     return int(numbers * bytes_per_number)
 
 
+@dataclass(frozen=True)
+class SlotState:
+    """What a slot holds, to be kept in a file."""
+
+    tokens: list[int]
+    lost: dict[str, int]
+    """Per ring: positions below this are not there; nothing is lost elsewhere."""
+
+
 @dataclass
 class _Slot:
     tokens: list[int] = field(default_factory=list)
@@ -47,6 +57,7 @@ class KVCache:
 
     def __init__(self, windows: Mapping[str, int | None], sizes: Mapping[str, int], ctx_size: int) -> None:
         self.ctx_size = ctx_size
+        self._windows = dict(windows)
         self._rings = {n: (sizes[n], w) for n, w in windows.items() if w is not None and sizes[n] < ctx_size}
         self._slots = [_Slot(lost=dict.fromkeys(self._rings, 0)) for _ in range(sizes[SLOTS])]
 
@@ -85,6 +96,28 @@ class KVCache:
             state.lost = dict.fromkeys(self._rings, 0)
         del state.tokens[length:]
         return length
+
+    def state(self, slot: int) -> SlotState:
+        """A copy of what ``restore`` takes."""
+        state = self._slots[slot]
+        return SlotState(list(state.tokens), dict(state.lost))
+
+    def restore(self, slot: int, saved: SlotState) -> None:
+        """Makes ``saved`` what the slot holds; the programs load it too. Raises UsageError for what can't be."""
+        n = len(saved.tokens)
+        if n > self.ctx_size:
+            raise UsageError(f"it holds {n} tokens, the context {self.ctx_size}; a larger one (-c) is needed")
+        lost = {}
+        for name, window in self._windows.items():
+            cells, _ = self._rings.get(name, (self.ctx_size, None))
+            first = max(saved.lost.get(name, 0), n - cells)
+            if first > (0 if window is None else max(0, n - window + 1)):
+                raise UsageError("it holds too little of a sliding window")
+            if name in self._rings:
+                lost[name] = first
+            elif first:
+                raise UsageError("it was made with a larger context (-c)")
+        self._slots[slot] = _Slot(list(saved.tokens), lost)
 
     def common_prefix(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of ``tokens``, from the first on, the slot holds."""

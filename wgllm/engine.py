@@ -6,17 +6,17 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from wgllm.backends.base import Array, Step
+from wgllm.backends.base import Array, StateArray, Step
 from wgllm.backends.segments import Pipeline, numeric_error
-from wgllm.cache import KVCache
+from wgllm.cache import KVCache, SlotState
 from wgllm.errors import Cancelled, UsageError
-from wgllm.sampling import SamplingParams, fresh_seed, sample
+from wgllm.sampling import Sampler, SamplingParams, fresh_seed, log_probabilities
 from wgllm.tokenizer import IncrementalDecoder, StopScanner, Tokenizer
 
 # Logits of many rows are computed in steps whose own logits take at most this much.
@@ -50,6 +50,8 @@ class Stats:
     """From submitting to the first token."""
     context_used: int = 0
     context_size: int = 0
+    context_shifts: int = 0
+    """How often the context was full and half of it was dropped."""
     seed: int = 0
 
     @property
@@ -76,6 +78,12 @@ class Event:
     finish: FinishReason | None = None
     stats: Stats | None = None
     """On the last event."""
+    stopped_by: str | None = None
+    """On the last event: the stop string that ended the text, which is not part of it."""
+    logprob: float | None = None
+    """Natural logarithm of the token's probability before all samplers, if ``logprobs`` was asked for."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob) of the most probable tokens, best first."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,19 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    logprobs: int = 0
+    """Of how many tokens each event tells the probabilities; 0 tells none, not even the token's own."""
+    special: bool = False
+    """Show control tokens, the one that ends the text too."""
+    continuation: bool = True
+    """The text goes on the prompt's: the space before its first word is its own. A reply begins a text instead."""
+    context_shift: bool = False
+    """When the context is full, drop the older half of it and go on."""
+    keep: int = 0
+    """Tokens at the beginning that a context shift keeps; negative: the whole prompt."""
+    exact: bool = False
+    """Re-use of the cache only what an empty one would come to by the same steps: what ran before then does not
+    change even the rounding."""
 
 
 class EngineLike(Protocol):
@@ -130,16 +151,23 @@ def run_request(engine: EngineLike, request: Request) -> Iterator[Event]:
 class _Active:
     """The state of the request that runs."""
 
-    def __init__(self, number: int, request: Request, tokenizer: Tokenizer, started: float) -> None:
+    def __init__(
+        self, number: int, request: Request, tokenizer: Tokenizer, vocab_size: int, started: float
+    ) -> None:
         self.number = number
         self.request = request
         self.pending = list(request.tokens)
         """Tokens that the model has not read yet."""
-        self.decoder = IncrementalDecoder(tokenizer, continuation=True)
+        self.decoder = IncrementalDecoder(
+            tokenizer, skip_special=not request.special, continuation=request.continuation
+        )
         self.scanner = StopScanner(request.stop)
         self.started = started
         seed = request.sampling.seed
         self.seed = fresh_seed() if seed is None or seed < 0 else seed
+        self.sampler = Sampler(
+            request.sampling, self.seed, request.tokens, vocab_size=vocab_size, tokenizer=tokenizer
+        )
         self.stats = Stats(prompt_tokens=len(request.tokens), seed=self.seed)
         self.begun = False
 
@@ -159,6 +187,8 @@ class Engine:
         self._queue: deque[_Active] = deque()
         self._live: set[int] = set()
         self._cancelled: set[int] = set()
+        self._aligned = 0
+        """Positions that were computed in whole steps of the largest size from 0 on."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -185,7 +215,9 @@ class Engine:
         bad = next((t for t in request.tokens if not 0 <= t < self.vocab_size), None)
         if bad is not None:
             raise UsageError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
-        active = _Active(next(self._numbers), request, self.tokenizer, time.perf_counter())
+        if not 0 <= request.logprobs <= self.vocab_size:
+            raise UsageError(f"logprobs {request.logprobs} must lie between 0 and {self.vocab_size}")
+        active = _Active(next(self._numbers), request, self.tokenizer, self.vocab_size, time.perf_counter())
         self._queue.append(active)
         self._live.add(active.number)
         return active.number
@@ -212,22 +244,46 @@ class Engine:
 
     def logits(self, tokens: Sequence[int], out_rows: Sequence[int]) -> Array:
         """Runs ``tokens`` from an empty slot; the logits [len(out_rows), V] of the given (ascending) rows."""
+        result = np.empty((len(out_rows), self.vocab_size), np.float32)
+        done = 0
+        for made in self.each_logits(tokens, out_rows):
+            result[done : done + len(made)] = made
+            done += len(made)
+        return result
+
+    def each_logits(self, tokens: Sequence[int], out_rows: Sequence[int]) -> Iterator[Array]:
+        """Like ``logits``, one array for each step, so that not all are in memory at once."""
         if self.busy:
             raise UsageError("the engine is generating: its context is in use")
         if len(tokens) > self.ctx_size:
             raise UsageError(f"{len(tokens)} tokens do not fit the context of {self.ctx_size}")
         self._truncate(0)
-        result = np.empty((len(out_rows), self.vocab_size), np.float32)
         at_once = max(1, _LOGITS_BYTES // (4 * self.vocab_size))
         size = min(self.largest_step, at_once) if len(out_rows) > at_once else self.largest_step
-        done = 0
         while (start := self.cache.length(0)) < len(tokens):
             chunk = tokens[start : start + size]
             wanted = [r - start for r in out_rows if start <= r < start + len(chunk)]
             made = self._run(chunk, wanted)
-            result[done : done + len(wanted)] = made
-            done += len(wanted)
-        return result
+            if wanted:
+                yield made
+
+    def save_state(self) -> tuple[SlotState, list[dict[str, StateArray]]]:
+        """A copy of what the cache holds, and the arrays of each program."""
+        return self.cache.state(0), self.pipeline.save_state(0)
+
+    def load_state(self, state: SlotState, arrays: Sequence[Mapping[str, StateArray]]) -> None:
+        """Makes a saved state what the cache holds. Raises UsageError when it is not one of this model."""
+        if self.busy:
+            raise UsageError("the engine is generating: its context is in use")
+        self._truncate(0)
+        if any(not 0 <= t < self.vocab_size for t in state.tokens):
+            raise UsageError("it has tokens outside the vocabulary")
+        try:
+            self.cache.restore(0, state)
+            self.pipeline.load_state(0, arrays, len(state.tokens), state.lost)
+        except ValueError as error:
+            self._truncate(0)
+            raise UsageError(str(error)) from None
 
     def close(self) -> None:
         self._queue.clear()
@@ -256,6 +312,8 @@ class Engine:
     def _reuse_prefix(self, active: _Active) -> None:
         """Keeps what the cache holds of the prompt; at least its last token is read, for its logits."""
         prefix = min(self.cache.common_prefix(0, active.pending), len(active.pending) - 1)
+        if active.request.exact:
+            prefix = min(prefix // self.largest_step * self.largest_step, self._aligned)
         kept = self._truncate(prefix)
         del active.pending[:kept]
         active.stats = replace(active.stats, cached_tokens=kept)
@@ -268,7 +326,8 @@ class Engine:
                 raise Cancelled
 
         self.cache.begin(0, len(tokens))
-        step = Step.of(tokens, self.cache.length(0), out_rows=out_rows)
+        start = self.cache.length(0)
+        step = Step.of(tokens, start, out_rows=out_rows)
         try:
             logits = self.pipeline.run(step, interrupt=interrupt if number is not None else None)
             if not np.isfinite(logits).all():
@@ -277,6 +336,8 @@ class Engine:
             self._drop_partial_step()
             raise
         self.cache.commit(0, tokens)
+        if start == self._aligned and len(tokens) == self.largest_step:
+            self._aligned += len(tokens)
         return logits
 
     def _drop_partial_step(self) -> None:
@@ -285,15 +346,31 @@ class Engine:
     def _truncate(self, length: int) -> int:
         kept = self.cache.truncate(0, length)
         self.pipeline.truncate(0, kept)
+        self._aligned = min(self._aligned, kept // self.largest_step * self.largest_step)
         return kept
+
+    def _shift(self, active: _Active) -> bool:
+        """Drops half of a full context, after what is to be kept; the rest is run again. False if nothing is left."""
+        request, held = active.request, self.cache.tokens(0)
+        keep = request.keep if 0 <= request.keep <= len(request.tokens) else len(request.tokens)
+        if held[0] == self.tokenizer.bos_id:
+            keep = max(keep, 1)
+        dropped = (len(held) - keep) // 2
+        if dropped <= 0:
+            return False
+        rest = [*held[:keep], *held[keep + dropped :], *active.pending]
+        active.pending = rest[self._truncate(keep) :]
+        active.stats = replace(active.stats, context_shifts=active.stats.context_shifts + 1)
+        return True
 
     def _next_token(self, active: _Active, logits: Array) -> list[Event]:
         request, stats = active.request, active.stats
         if request.max_tokens is not None and request.max_tokens <= stats.generated_tokens:
             return [self._finish(active, FinishReason.LENGTH)]
-        token = sample(logits, request.sampling, active.seed, stats.generated_tokens)
+        token = active.sampler.sample(logits)
         if token in self.tokenizer.eog_ids and not request.ignore_eos:
-            return [self._finish(active, FinishReason.STOP)]
+            text = self.tokenizer.token_text(token) if request.special else ""
+            return [self._finish(active, FinishReason.STOP, text)]
         stats = active.stats = replace(stats, generated_tokens=stats.generated_tokens + 1)
         if stats.first_token_seconds is None:
             active.stats = replace(stats, first_token_seconds=time.perf_counter() - active.started)
@@ -301,24 +378,28 @@ class Engine:
         piece = active.decoder.push(token) if token < self.tokenizer.vocab_size else ""
         text, stopped = active.scanner.push(piece)
         events = [Event(active.number, text, token)]
+        if request.logprobs:
+            known = log_probabilities(logits, token, request.logprobs)
+            events = [replace(events[0], logprob=known.logprob, top_logprobs=known.top)]
         active.pending.append(token)
         if stopped:
             events.append(self._finish(active, FinishReason.STOP, flush=False))
         elif request.max_tokens is not None and stats.generated_tokens >= request.max_tokens:
             events.append(self._finish(active, FinishReason.LENGTH))
-        elif self.cache.length(0) >= self.ctx_size:
+        elif self.cache.length(0) >= self.ctx_size and not (request.context_shift and self._shift(active)):
             events.append(self._finish(active, FinishReason.CONTEXT))
         return events
 
-    def _finish(self, active: _Active, reason: FinishReason, *, flush: bool = True) -> Event:
-        """The last event, with the text that was held back (none after a stop string)."""
+    def _finish(self, active: _Active, reason: FinishReason, last: str = "", *, flush: bool = True) -> Event:
+        """The last event, with the text that was held back (none after a stop string) and ``last``."""
         text = ""
         if flush:
             emitted, stopped = active.scanner.push(active.decoder.flush())
-            text = emitted if stopped else emitted + active.scanner.flush()
+            text = emitted if stopped else emitted + active.scanner.flush() + last
             reason = FinishReason.STOP if stopped else reason
         self._retire(active)
-        return Event(active.number, text, None, reason, self._final_stats(active))
+        found = active.scanner.found
+        return Event(active.number, text, None, reason, self._final_stats(active), stopped_by=found)
 
     def _retire(self, active: _Active) -> None:
         self._queue.remove(active)

@@ -55,6 +55,13 @@ class NumericError(WgllmError):
     """A NaN or an infinity reached the logits; the message names the first layer that has one."""
 
 
+class PromptCacheError(WgllmError):
+    """A prompt cache could not be read or written, or is not one of this model."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"{printable(os.fspath(path))}: prompt cache: {printable(problem)}")
+
+
 class Cancelled(Exception):
     """A step was given up between two nodes, because its request was cancelled. Never reaches a user."""
 

@@ -105,6 +105,8 @@ class FakeEngine:
         reply.made += 1
         text, stopped = reply.scanner.push(reply.decoder.push(token))
         events = [Event(reply.number, text, token)]
+        if reply.request.logprobs:  # what is scripted is certain
+            events = [replace(events[0], logprob=0.0, top_logprobs=((token, 0.0),))]
         if stopped:
             events.append(self._end(reply, FinishReason.STOP))
         return events
@@ -119,7 +121,7 @@ class FakeEngine:
         stats = Stats(prompt_tokens=prompt, generated_tokens=reply.made, context_size=self.ctx_size)
         stats = replace(stats, context_used=prompt + reply.made, seed=reply.request.sampling.seed or 0)
         text = "" if reply.scanner.stopped else reply.decoder.flush() + reply.scanner.flush()
-        return Event(reply.number, text, None, reason, stats)
+        return Event(reply.number, text, None, reason, stats, stopped_by=reply.scanner.found)
 
 
 class _Reply:

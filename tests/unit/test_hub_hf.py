@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.unit.fake_hub import COMMIT, FakeHub
 from wgllm.errors import ModelNotFoundError
 from wgllm.hub_hf import _choose, _models, _of_quant
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOS: dict[str, dict[str, bytes]] = {
     "org/many-GGUF": {
         "README.md": b"text",
@@ -34,59 +29,12 @@ REPOS: dict[str, dict[str, bytes]] = {
 }
 
 
-class Hub(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        pieces = self.path.partition("?")[0].strip("/").split("/")
-        if pieces[:2] == ["api", "models"]:
-            repo = "/".join(pieces[2:4])
-            if repo == "org/gated":
-                return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
-            if repo == "org/broken":
-                return self._send(500, b"{}", {})
-            if repo not in REPOS:
-                return self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
-            siblings = [
-                {
-                    "rfilename": name,
-                    "size": len(data),
-                    "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1},
-                }
-                for name, data in REPOS[repo].items()
-            ]
-            info = {"id": repo, "sha": COMMIT, "siblings": siblings, "cardData": {"license": "mit"}}
-            return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-        data = REPOS["/".join(pieces[:2])][pieces[-1]]
-        etag = hashlib.sha256(data).hexdigest()
-        if pieces[-1] == "lying.gguf":
-            data = data[::-1]
-        return self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
-
-    def _send(self, code: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
 @pytest.fixture
 def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with FakeHub(REPOS) as hub:
+        hub.faults["org/lying"] = "wrong"
+        hub.faults["org/gated"] = "gated"
+        yield hub.endpoint
 
 
 SCRIPT = """

@@ -60,12 +60,19 @@ class LoadOptions:
     sizes: Mapping[str, int]
     """Values of the graph's named sizes: ``slots`` and the cell counts."""
     kv_type: str = "f32"
-    """How KV state is stored: f32, f16, q8_0, q4_0."""
+    """How KV state is stored: f32, f16, q8_0, q4_0. Of keys alone, where ``kv_type_v`` says it of values."""
     memory: int | None = None
     """Bytes that weights may take; None: what the machine has."""
     threads: int | None = None
     progress: Callable[[int, int], None] | None = None
     """Called with the bytes of weights read and their total."""
+    kv_type_v: str | None = None
+    fused_attention: bool = True
+    """Whether attention may run as one node that never makes the whole matrix of scores."""
+
+    def kv_type_of(self, state: str) -> str:
+        """The type of a K or V state tensor, by its name."""
+        return self.kv_type_v if self.kv_type_v and state.endswith(".v.state") else self.kv_type
 
 
 class Program(Protocol):

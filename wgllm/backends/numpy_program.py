@@ -33,7 +33,8 @@ class NumpyExecutor:
     fused_ops = frozenset({"attention", "matmul_concat", "gated"})
 
     def load(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> NumpyProgram:
-        return NumpyProgram(fuse(graph, self.fused_ops), weights, options)
+        ops = self.fused_ops if options.fused_attention else self.fused_ops - {"attention"}
+        return NumpyProgram(fuse(graph, ops), weights, options)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class NumpyProgram:
                 self._cell_positions.append(positions)
                 self._constants[tensor.name] = positions
             else:
-                _check_kv_type(self.options.kv_type, shape[-1])
+                _check_kv_type(self.options.kv_type_of(tensor.name), shape[-1])
                 self._constants[tensor.name] = allocate(shape, huge_pages=False)
 
     def _make_weights(self, weights: Mapping[str, TensorView]) -> dict[str, Matrix]:
@@ -132,7 +133,7 @@ class NumpyProgram:
     def _kernel(self, node: Node) -> Callable[..., Any]:
         attrs = dict(node.attrs)
         if node.op == "kv_write":
-            attrs["kv_type"] = self.options.kv_type
+            attrs["kv_type"] = self.options.kv_type_of(node.outputs[0])
         elif node.op == "reshape":
             attrs["shape"] = tuple(-1 if isinstance(d, str) else d for d in attrs["shape"])
         kernel = kernels.KERNELS[node.op]
@@ -202,7 +203,6 @@ class NumpyProgram:
             row[row >= length] = -1
 
     def save_state(self, slot: int) -> dict[str, StateArray]:
-        dtype = self._saved_dtype
         held: dict[Dim, Ints] = {}
         made: dict[str, StateArray] = {}
         for tensor in self._state_tensors():
@@ -213,7 +213,9 @@ class NumpyProgram:
                 held[tensor.shape[1]] = positions[gaps[-1] + 1 :] if len(gaps) else positions
                 made[tensor.name] = held[tensor.shape[1]]
             else:
-                made[tensor.name] = state[:, held[tensor.shape[2]] % state.shape[1]].astype(dtype)
+                made[tensor.name] = state[:, held[tensor.shape[2]] % state.shape[1]].astype(
+                    self._saved_dtype(tensor)
+                )
         return made
 
     def load_state(
@@ -225,7 +227,7 @@ class NumpyProgram:
         held: dict[Dim, Ints] = {}
         for tensor in tensors:
             array, state = arrays[tensor.name], self._constants[tensor.name][slot]
-            if array.dtype != (np.int32 if tensor.dtype == "i32" else self._saved_dtype):
+            if array.dtype != self._saved_dtype(tensor):
                 raise ValueError(f"{tensor.name} has another type")
             if tensor.dtype == "i32":
                 cells = tensor.shape[1]
@@ -247,10 +249,11 @@ class NumpyProgram:
                 positions = held[tensor.shape[2]][-state.shape[1] :]
                 state[:, positions % state.shape[1]] = array[:, array.shape[1] - len(positions) :]
 
-    @property
-    def _saved_dtype(self) -> type[np.float16] | type[np.float32]:
+    def _saved_dtype(self, tensor: Tensor) -> type[np.float16] | type[np.float32] | type[np.int32]:
         """Values of the block types are multiples of a scale, which a half float does not hold."""
-        return np.float16 if self.options.kv_type == "f16" else np.float32
+        if tensor.dtype == "i32":
+            return np.int32
+        return np.float16 if self.options.kv_type_of(tensor.name) == "f16" else np.float32
 
     def _state_tensors(self) -> list[Tensor]:
         """State, cell positions before the cells."""

@@ -11,19 +11,24 @@ from collections.abc import Sequence
 
 import click
 
-from wgllm import __version__
+from wgllm.cli.console import CONTEXT
+from wgllm.cli.signals import INTERRUPTED, Terminated
 from wgllm.errors import WgllmError
 
 # name -> (module, one-line help); the help stands here so that `wgllm --help` imports no command.
 COMMANDS = {
     "generate": ("wgllm.cli.generate", "Generate text from a prompt."),
-    "bench": ("wgllm.cli.bench", "Measure prompt and generation speed."),
     "pull": ("wgllm.cli.models", "Download a model."),
     "list": ("wgllm.cli.models", "List the models that are here or can be had."),
+    "search": ("wgllm.cli.models", "Find models in the catalogue."),
     "show": ("wgllm.cli.show", "Show a model's metadata, tensors and memory."),
+    "rm": ("wgllm.cli.models", "Delete a downloaded model."),
+    "tokenize": ("wgllm.cli.tokenize", "Turn text into tokens, or tokens into text."),
+    "perplexity": ("wgllm.cli.perplexity", "Measure how well a model foretells a text."),
+    "bench": ("wgllm.cli.bench", "Measure prompt and generation speed."),
+    "devices": ("wgllm.cli.devices", "Show what could compute here."),
+    "completion": ("wgllm.cli.completion", "Print a completion script for a shell."),
 }
-
-EXIT_INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
@@ -44,12 +49,37 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="wgllm")
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from wgllm.cli.version import show_version
+
+        show_version(ctx)
+
+
+@click.group(cls=LazyGroup, context_settings=CONTEXT)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version, and those of what wgllm stands on, and exit.",
+)
 def cli() -> None:
     """Run large language models from GGUF files.
 
-    wgllm generate -p "The capital of France is"
+    Text goes to stdout, everything else to stderr. A model is a name of the catalogue, a path, or a repository on
+    Hugging Face; without one, a small one is downloaded.
+
+    \b
+    Examples:
+      wgllm generate -p "The capital of France is"
+      wgllm generate -p "Summarise this:" < notes.txt
+
+    \b
+    Exit codes:
+      0 ok · 1 error · 2 usage · 3 model not found or download failed · 4 bad model file
+      5 GPU unavailable · 130 interrupted
     """
 
 
@@ -59,6 +89,9 @@ def main(args: Sequence[str] | None = None) -> int:
         code = cli.main(args=args, prog_name="wgllm", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except Terminated as signalled:
+        _leave_stdout()
+        return signalled.exit_code
     except WgllmError as error:
         return _fail(str(error), error.exit_code)
     except click.exceptions.Abort:
@@ -70,13 +103,17 @@ def main(args: Sequence[str] | None = None) -> int:
         command = context.command_path if context is not None else "wgllm"
         return _fail(f"{error.format_message()} ({command} --help tells more)", error.exit_code)
     except BrokenPipeError:
-        # `wgllm ... | head`: the reader has gone. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()  # `wgllm ... | head`: the reader has gone
         return 128 + getattr(signal, "SIGPIPE", 13)
     except MemoryError:
         return _fail("out of memory; a smaller --ctx-size or a smaller model may fit", 1)
     except Exception as error:
         return _fail(f"internal error: {type(error).__name__}: {error} (WGLLM_DEBUG=1 shows where)", 1)
+
+
+def _leave_stdout() -> None:
+    """Python would complain when it flushes at exit what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:
@@ -88,4 +125,4 @@ def _fail(message: str, code: int) -> int:
 
 def _interrupted() -> int:
     click.echo(err=True)
-    return EXIT_INTERRUPTED
+    return INTERRUPTED

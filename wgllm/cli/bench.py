@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wgllm.cli.console import say, use_utf8
+from wgllm.cli.console import CONTEXT, say, use_utf8
 from wgllm.cli.options import load_model, model_options
 from wgllm.errors import UsageError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wgllm.engine import Engine
 
 
-@click.command("bench", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("bench", context_settings=CONTEXT)
 @model_options
 @click.option(
     "-p",
@@ -51,12 +51,18 @@ if TYPE_CHECKING:
 def bench_command(prompts: str, generations: str, repetitions: int, as_json: bool, **model_args: Any) -> None:
     """Measure prompt processing (pp) and generation (tg) speed.
 
-    \b
-    wgllm bench -m smollm2 -p 128,512 -n 64
-    wgllm bench --json -r 3
-
     After each run the memory bandwidth of a float32 matrix-vector product and the speed of a matrix product are
     measured too; the shares are of these, in the same run.
+
+    \b
+    Examples:
+      wgllm bench -m smollm2 -p 128,512 -n 64
+      wgllm bench --json -r 3
+
+    \b
+    See also:
+      wgllm perplexity    how good a model is
+      wgllm devices       what computes
     """
     use_utf8()
     tests = [("pp", n) for n in _lengths(prompts)] + [("tg", n) for n in _lengths(generations)]
@@ -75,7 +81,11 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
             )
         for kind, n in tests:
             result = _measure(llm.engine, kind, n, repetitions, machine)
-            result = {"model": Path(model_args["model"]).name, "backend": "numpy", **result}
+            result = {
+                "model": Path(model_args["hf_repo"] or model_args["model"]).name,
+                "backend": "numpy",
+                **result,
+            }
             if as_json:
                 click.echo(json.dumps(result))
             else:

@@ -8,10 +8,14 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from wgllm.errors import UsageError
+
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""click's settings of every command."""
 
 
 def use_utf8() -> None:
@@ -64,7 +68,7 @@ def read_text(path: str) -> str:
             f"{'stdin' if path == '-' else path}: not UTF-8 text (byte {error.start})"
         ) from error
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror or error}") from error
 
 
 def stdin_is_piped() -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wgllm.cli.console import loading_bar
+from wgllm.cli.console import loading_bar, read_text
+from wgllm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from wgllm.llm import Llm
@@ -17,48 +21,226 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 KV_TYPES = ("f32", "f16", "q8_0", "q4_0")
 DEFAULT_MODEL = "smollm2"
+# Prefill steps are never longer than this by themselves; see wgllm.llm.largest_step.
+_AUTO_STEP = 256
 
 
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+def combined(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator; the help has them in this order."""
     return lambda f: functools.reduce(lambda g, option: option(g), reversed(options), f)
 
 
-model_options = _options(
+def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Names of the catalogue, and paths, for the shell's completion."""
+    from click.shell_completion import CompletionItem
+
+    from wgllm.catalog import load_catalog
+
+    found = [CompletionItem(e.name) for e in load_catalog() if e.runs and e.name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def refused(*names: str, because: str, flag: bool = False) -> Callable[[F], F]:
+    """An option of llama.cpp that this version doesn't have: it is known, and refused with the reason."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value not in (None, False, ()):
+            raise UsageError(f"{names[-1]}: {because}")
+
+    kind: dict[str, Any] = {"is_flag": True} if flag else {"metavar": "VALUE", "default": None}
+    return click.option(*names, **kind, hidden=True, expose_value=False, callback=refuse)
+
+
+def _list_devices(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from wgllm.cli.devices import print_devices
+
+        print_devices(as_json=False)
+        ctx.exit()
+
+
+_positive = click.FloatRange(min=0, min_open=True)
+_NO_YARN = "YaRN is not part of this version; --rope-scaling linear is"
+_NO_LORA = "LoRA adapters are not part of this version"
+_NO_GRAMMAR = "constrained output is not part of this version"
+
+model_options = combined(
     click.option(
-        "-m", "--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME|PATH",
+        "-m", "--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME|PATH", shell_complete=complete_models,
         help="A name of the catalogue, a file, or a Hugging Face name.",
     ),
+    click.option("-hf", "--hf-repo", default=None, metavar="USER/MODEL[:QUANT]",
+                 help="A repository on Hugging Face instead; QUANT is Q4_K_M unless given."),
+    click.option("--offline", is_flag=True, help="Download nothing: the model must be here."),
     click.option(
         "-c", "--ctx-size", type=click.IntRange(min=0), default=None, metavar="N",
         help="Context in tokens; 0 takes the model's.  [default: the model's, at most 8192]",
     ),
     click.option("-ctk", "--cache-type-k", "kv_type", type=click.Choice(KV_TYPES), default="f32",
-                 show_default=True, help="How the KV cache rounds."),
+                 show_default=True, help="How the KV cache rounds keys."),
+    click.option("-ctv", "--cache-type-v", "kv_type_v", type=click.Choice(KV_TYPES), default="f32",
+                 show_default=True, help="How the KV cache rounds values."),
+    click.option("-fa", "--flash-attn", type=click.Choice(("on", "off", "auto")), default="auto", show_default=True,
+                 help="Attention block by block (auto: on), or with all of its scores at once."),
     click.option("-t", "--threads", type=click.IntRange(min=1), default=None, metavar="N",
-                 help="Threads that read weights.  [default: all cores]"),
+                 help="Threads that read weights and compute.  [default: all cores]"),
+    click.option("-b", "--batch-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="N",
+                 help="Bounds --ubatch-size."),
+    click.option("-ub", "--ubatch-size", type=click.IntRange(min=1), default=None, metavar="N",
+                 help="Tokens of the prompt read in one step.  [default: what keeps a step short]"),
+    click.option("--rope-scaling", type=click.Choice(("none", "linear", "yarn")), default=None,
+                 help="How rope is scaled; yarn is to come.  [default: the model's]"),
+    click.option("--rope-scale", type=_positive, default=None, metavar="N", help="Expand the context by this factor."),
+    click.option("--rope-freq-base", type=_positive, default=None, metavar="N",
+                 help="Base of rope's frequencies.  [default: the model's]"),
+    click.option("--rope-freq-scale", type=_positive, default=None, metavar="N",
+                 help="Expand the context by a factor of 1/N."),
+    click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE",
+                 help="Replace metadata of the file; TYPE is int, float, bool or str. May be repeated."),
     click.option("--backend", type=click.Choice(("auto", "webgpu", "numpy")), default="auto", show_default=True,
                  help="What computes."),
     click.option("--device", default=None, metavar="NAME|INDEX", help="The GPU to use."),
+    click.option("--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,
+                 help="Show what could compute and exit, as `wgllm devices` does."),
+    refused("--yarn-orig-ctx", because=_NO_YARN),
+    refused("--yarn-ext-factor", because=_NO_YARN),
+    refused("--yarn-attn-factor", because=_NO_YARN),
+    refused("--yarn-beta-slow", because=_NO_YARN),
+    refused("--yarn-beta-fast", because=_NO_YARN),
+    refused("--lora", because=_NO_LORA),
+    refused("--lora-scaled", because=_NO_LORA),
 )  # fmt: skip
+
+chat_options = combined(
+    click.option("--chat-template", default=None, metavar="NAME|FILE",
+                 help="chatml, gemma, llama2, llama3, mistral, phi3, or a Jinja file, instead of the model's."),
+    click.option("--chat-template-file", default=None, metavar="FILE", help="A Jinja file, by that name only."),
+    click.option("--chat-template-kwargs", default=None, metavar="JSON",
+                 help='Variables for the template, as {"enable_thinking": false}.'),
+    refused("--grammar", because=_NO_GRAMMAR),
+    refused("--grammar-file", because=_NO_GRAMMAR),
+    refused("-j", "--json-schema", because=_NO_GRAMMAR),
+)  # fmt: skip
+
+
+def model_name(model: str, hf_repo: str | None) -> str:
+    """What -m and -hf together name. Raises UsageError when both are given."""
+    if hf_repo is None:
+        return model
+    context = click.get_current_context(silent=True)
+    source = context.get_parameter_source("model") if context is not None else None
+    if source is not None and source.name == "COMMANDLINE":
+        raise UsageError("-m and -hf both name a model; give one of them")
+    return hf_repo if hf_repo.startswith("hf:") else f"hf:{hf_repo}"
 
 
 def load_model(
     model: str,
+    hf_repo: str | None,
+    offline: bool,
     ctx_size: int | None,
     kv_type: str,
+    kv_type_v: str,
+    flash_attn: str,
     threads: int | None,
+    batch_size: int,
+    ubatch_size: int | None,
+    rope_scaling: str | None,
+    rope_scale: float | None,
+    rope_freq_base: float | None,
+    rope_freq_scale: float | None,
+    override_kv: tuple[str, ...],
     backend: str,
     device: str | None,
+    chat_template: str | None = None,
+    chat_template_file: str | None = None,
+    chat_template_kwargs: str | None = None,
+    bar: bool = True,
 ) -> Llm:
-    """The model that the options of ``model_options`` ask for, with a progress line on a terminal."""
+    """The model that ``model_options`` (and ``chat_options``) ask for, with a progress line (``bar``) on a terminal."""
+    name = model_name(model, hf_repo)
+    overrides = parse_overrides(override_kv)
+    template = _template(chat_template, chat_template_file)
+    template_kwargs = _json_object("--chat-template-kwargs", chat_template_kwargs)
+    if rope_freq_scale is not None:
+        if rope_scale is not None:
+            raise UsageError("--rope-scale N and --rope-freq-scale 1/N say the same; give one of them")
+        rope_scale = 1 / rope_freq_scale
+    step = min(batch_size, ubatch_size or _AUTO_STEP)
     from wgllm.llm import load
 
     return load(
-        model,
+        name,
         backend=backend,
         device=device,
         ctx_size=ctx_size,
         kv_type=kv_type,
+        kv_type_v=kv_type_v,
+        flash_attention=flash_attn != "off",
         threads=threads,
-        progress=loading_bar(model),
+        batch_size=None if ubatch_size is None and step == _AUTO_STEP else step,
+        rope_scaling=rope_scaling,
+        rope_scale=rope_scale,
+        rope_freq_base=rope_freq_base,
+        overrides=overrides,
+        chat_template=template,
+        chat_template_kwargs=template_kwargs,
+        offline=offline,
+        progress=loading_bar(name) if bar else None,
     )
+
+
+# Values
+
+
+_NEXT_OVERRIDE = re.compile(r",(?=[^,=]+=(?:int|float|bool|str):)")
+_OVERRIDE = re.compile(r"(?P<key>[^=]+)=(?P<kind>int|float|bool|str):(?P<value>.*)", re.DOTALL)
+
+
+def parse_overrides(texts: tuple[str, ...]) -> dict[str, Any]:
+    """``KEY=TYPE:VALUE`` (also several, with commas) as metadata. Raises UsageError."""
+    values: dict[str, Any] = {}
+    for text in (piece for joined in texts for piece in _NEXT_OVERRIDE.split(joined)):
+        match = _OVERRIDE.fullmatch(text)
+        if match is None:
+            raise UsageError(
+                f"--override-kv {printable(text)}: it must be KEY=TYPE:VALUE, where TYPE is int, float, bool or str"
+            )
+        try:
+            values[match["key"]] = _CONVERT[match["kind"]](match["value"])
+        except (KeyError, ValueError):
+            problem = f"{printable(match['value'])!r} is no {match['kind']}"
+            raise UsageError(f"--override-kv {printable(match['key'])}: {problem}") from None
+    return values
+
+
+_CONVERT: Mapping[str, Callable[[str], Any]] = {
+    "int": lambda text: int(text, 0),
+    "float": float,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "str": str,
+}
+
+
+def _template(name_or_file: str | None, file: str | None) -> str | None:
+    if name_or_file is not None and file is not None:
+        raise UsageError("--chat-template and --chat-template-file both name a template; give one of them")
+    if file is not None:
+        return read_text(file)
+    if name_or_file is None:
+        return None
+    from wgllm.builtin_templates import TEMPLATES
+
+    if name_or_file not in TEMPLATES and "{" not in name_or_file and Path(name_or_file).is_file():
+        return read_text(name_or_file)
+    return name_or_file
+
+
+def _json_object(flag: str, text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text is not None else {}
+    except ValueError as error:
+        raise UsageError(f"{flag}: this is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{flag}: this is no JSON object")
+    return value

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wgllm.cli.console import use_utf8
-from wgllm.cli.options import DEFAULT_MODEL, KV_TYPES
-from wgllm.errors import ModelFileError, printable
+from wgllm.cli.console import CONTEXT, use_utf8, write_text
+from wgllm.cli.options import DEFAULT_MODEL, KV_TYPES, complete_models, model_name, parse_overrides
+from wgllm.errors import ModelFileError, UsageError, printable
 
 if TYPE_CHECKING:
     from wgllm.formats.model_file import ModelFile
@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 _BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 
 
-@click.command("show", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", metavar="[NAME|PATH]", required=False)
+@click.command("show", context_settings=CONTEXT)
+@click.argument("name", metavar="[NAME|PATH]", required=False, shell_complete=complete_models)
 @click.option(
     "-m",
     "--model",
     default=None,
     metavar="NAME|PATH",
+    shell_complete=complete_models,
     help=f"The same as an option.  [default: {DEFAULT_MODEL}]",
+)
+@click.option(
+    "-hf", "--hf-repo", default=None, metavar="USER/MODEL[:QUANT]", help="A repository on Hugging Face."
 )
 @click.option(
     "-c",
@@ -45,23 +49,44 @@ _BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
     show_default=True,
     help="Type of the KV cache to foretell memory for.",
 )
+@click.option(
+    "--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Replace metadata; may be repeated."
+)
 @click.option("--tensors", "list_tensors", is_flag=True, help="List every tensor.")
+@click.option("--template", "only_template", is_flag=True, help="Only the chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 def show_command(
-    name: str | None, model: str | None, ctx_size: int, kv_type: str, list_tensors: bool, as_json: bool
+    name: str | None, model: str | None, hf_repo: str | None, ctx_size: int, kv_type: str,
+    override_kv: tuple[str, ...], list_tensors: bool, only_template: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Show a model's metadata, tensors and the memory that it will take.
+    """Show a model's metadata, tensors and the memory that it will take. Nothing is downloaded.
 
     \b
-    wgllm show smollm2
-    wgllm show model.gguf -c 4096 -ctk f16 --tensors
+    Examples:
+      wgllm show smollm2
+      wgllm show model.gguf -c 4096 -ctk f16 --tensors
+      wgllm show qwen2.5-coder --template > template.jinja
+
+    \b
+    See also:
+      wgllm list        the models that are here
+      wgllm tokenize    what its tokenizer does
     """
     use_utf8()
     from wgllm.formats.gguf import open_gguf
     from wgllm.hub import resolve
 
-    file = open_gguf(resolve(model or name or DEFAULT_MODEL, download=False))
+    given = [n for n in (name, model, hf_repo) if n is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(map(printable, given))}: show one model at a time")
+    path = resolve(model_name(model or name or DEFAULT_MODEL, hf_repo), download=False)
+    file = open_gguf(path, parse_overrides(override_kv))
     try:
+        if only_template:
+            if file.chat_template is None:
+                raise UsageError(f"{printable(file.path.name)} has no chat template")
+            write_text(file.chat_template)
+            return
         facts = _facts(file, ctx_size, kv_type)
         if as_json:
             click.echo(json.dumps(facts, ensure_ascii=False))

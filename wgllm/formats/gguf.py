@@ -8,16 +8,16 @@ import os
 import re
 import stat
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from wgllm.errors import ModelFileError, ModelNotFoundError
 from wgllm.formats.gguf_header import Header, parse_header
-from wgllm.formats.gguf_metadata import Metadata
-from wgllm.formats.model_file import Conventions, ModelFile, TensorView
+from wgllm.formats.model_file import Conventions, ModelFile, Overlay, TensorView
 
 # Architectures whose rope turns neighbours (2i, 2i + 1); llama.cpp: llama_model_rope_type, ROPE_TYPE_NORM.
 # For most of them the converter has permuted the rows of Q and K to make it so. All others turn halves.
@@ -32,16 +32,17 @@ _INTERLEAVED_ROPE = frozenset(_INTERLEAVED_ROPE_NAMES.split())
 _SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
-def open_gguf(path: str | os.PathLike[str]) -> ModelFile:
+def open_gguf(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> ModelFile:
     """Opens the GGUF file at ``path``, with the other shards when it is the first of several.
 
-    Reads the header only; tensors are read-only uint8 views of the mapped file. Raises ModelNotFoundError
-    when there is no such file, ModelFileError when it is not a well-formed GGUF file that wgllm can read.
+    ``overrides`` stand in place of the file's metadata. Reads the header only; tensors are read-only uint8
+    views of the mapped file. Raises ModelNotFoundError when there is no such file, ModelFileError when it is
+    not a well-formed GGUF file that wgllm can read.
     """
     path = Path(path)
     maps: list[mmap.mmap] = []
     try:
-        return _open(path, maps)
+        return _open(path, maps, overrides or {})
     except BaseException as error:
         # The frames of the traceback hold the map, and Windows lets nobody delete a mapped file.
         traceback.clear_frames(error.__traceback__)
@@ -49,15 +50,16 @@ def open_gguf(path: str | os.PathLike[str]) -> ModelFile:
         raise
 
 
-def _open(path: Path, maps: list[mmap.mmap]) -> ModelFile:
+def _open(path: Path, maps: list[mmap.mmap], overrides: Mapping[str, Any]) -> ModelFile:
     header, tensors = _open_one(path, maps)
     n_shards = _split_value(path, header, "split.count", 1)
     if n_shards > 1 or _split_value(path, header, "split.no", 0):
         _add_shards(path, header, n_shards, tensors, maps)
-    return ModelFile(path, header.metadata, tensors, _conventions(header.metadata), partial(_close, maps))
+    metadata = Overlay(header.metadata, overrides) if overrides else header.metadata
+    return ModelFile(path, metadata, tensors, _conventions(metadata), partial(_close, maps))
 
 
-def _conventions(metadata: Metadata) -> Conventions:
+def _conventions(metadata: Mapping[str, Any]) -> Conventions:
     architecture = metadata.get("general.architecture")
     return Conventions(
         rope_interleaved=isinstance(architecture, str) and architecture in _INTERLEAVED_ROPE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +75,24 @@ class Conventions:
     """What a norm adds to its weight (Gemma's 1 + w where the file has w)."""
 
 
+class Overlay(Mapping[str, Any]):
+    """Metadata with some values replaced or added."""
+
+    def __init__(self, below: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        self._below = below
+        self._values = dict(values)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key] if key in self._values else self._below[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._below
+        yield from (key for key in self._values if key not in self._below)
+
+    def __len__(self) -> int:
+        return len(self._below.keys() | self._values.keys())
+
+
 @dataclass
 class ModelFile:
     """An opened model. ``metadata`` is under GGUF's keys, ``tensors`` under GGUF's names."""
@@ -96,6 +114,11 @@ class ModelFile:
     def chat_template(self) -> str | None:
         value = self.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None
+
+    def override(self, values: Mapping[str, Any]) -> None:
+        """Puts ``values`` over the file's metadata, for this opened file only."""
+        if values:
+            self.metadata = Overlay(self.metadata, values)
 
     def close(self) -> None:
         """Empties ``metadata`` and ``tensors`` and lets the mapping go.

@@ -1,0 +1,100 @@
+"""Sampling through the engine: history, log probabilities, and what a file asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import wgllm
+from tests.tiny import tiny
+from wgllm.engine import Event
+from wgllm.errors import ModelFileError, UsageError
+from wgllm.formats.gguf import open_gguf
+from wgllm.llm import Llm
+from wgllm.sampling import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[Llm]:
+    with wgllm.load(tiny("llama-tied.f32").path) as loaded:
+        yield loaded
+
+
+IDS = tiny("llama-tied.f32").cases()[0]["ids"][:12]
+
+
+def run(llm: Llm, n: int = 12, **options: Any) -> list[Event]:
+    return list(llm.generate(IDS, max_tokens=n, ignore_eos=True, **options))[:-1]
+
+
+def tokens(events: list[Event]) -> list[int]:
+    return [e.token_id for e in events if e.token_id is not None]
+
+
+def test_logprobs_are_those_of_the_models_logits_before_all_samplers(llm: Llm) -> None:
+    events = run(llm, 5, logprobs=3, seed=1, temperature=2.0, top_k=4, repeat_penalty=1.5)
+    made = tokens(events)
+    rows = llm.logits([*IDS, *made]).astype(np.float64)[len(IDS) - 1 : -1]
+    for event, row in zip(events, rows, strict=True):
+        expected = row - row.max() - np.log(np.exp(row - row.max()).sum())
+        best = np.argsort(-row, kind="stable")[:3]
+        assert event.logprob == pytest.approx(expected[event.token_id], abs=1e-3)
+        assert [t for t, _ in event.top_logprobs] == best.tolist()
+        assert [p for _, p in event.top_logprobs] == pytest.approx(expected[best].tolist(), abs=1e-3)
+    silent = run(llm, 5, seed=1, temperature=2.0, top_k=4, repeat_penalty=1.5)
+    assert tokens(silent) == made
+    assert all(e.logprob is None and e.top_logprobs == () for e in silent)
+
+
+def test_penalties_know_prompt_and_answer(llm: Llm) -> None:
+    made = tokens(run(llm, 40, temperature=0, presence_penalty=1000.0, repeat_last_n=-1))
+    assert len({*made, *IDS}) == len(made) + len(set(IDS))
+
+
+def test_a_forbidden_token_is_never_made(llm: Llm) -> None:
+    first = tokens(run(llm, temperature=0))[0]
+    assert first not in tokens(run(llm, temperature=0, logit_bias={first: float("-inf")}))
+
+
+@pytest.mark.parametrize(
+    "options", [{"mirostat": 2}, {"mirostat": 1}, {"dry_multiplier": 1.0}, {"typical_p": 0.5}]
+)
+def test_the_same_seed_gives_the_same_tokens(llm: Llm, options: dict[str, Any]) -> None:
+    assert tokens(run(llm, seed=3, **options)) == tokens(run(llm, seed=3, **options))
+    assert tokens(run(llm, seed=3, **options)) != tokens(run(llm, seed=4, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"logit_bias": {512: 1.0}}, "512"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"logprobs": 513}, "512"),
+        ({"tempratur": 1.0}, "tempratur"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_and_leaves_the_engine_free(
+    llm: Llm, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        run(llm, **options)
+    assert not llm.engine.busy
+    assert len(run(llm, 2)) == 2
+
+
+def test_a_files_own_sampling_is_the_default(llm: Llm) -> None:
+    assert llm.sampling_params() == SamplingParams()
+    with open_gguf(tiny("llama-tied.f32").path) as file:
+        file.metadata = {**file.metadata, "general.sampling.top_k": 1}
+        advised = Llm(llm.engine, file=file)
+        assert tokens(run(advised, seed=1)) == tokens(run(llm, temperature=0))
+        assert tokens(run(advised, seed=1, top_k=0, top_p=1.0)) == tokens(
+            run(llm, seed=1, top_k=0, top_p=1.0)
+        )
+        assert tokens(run(advised, sampling=SamplingParams(seed=1))) == tokens(run(llm, seed=1))
+        file.metadata = {**file.metadata, "general.sampling.temp": float("nan")}
+        with pytest.raises(ModelFileError, match=r"general\.sampling\.temp"):
+            run(advised)

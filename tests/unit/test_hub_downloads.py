@@ -1,0 +1,281 @@
+"""Downloads from Hugging Face that go wrong: never a half file under a good name, always a clear error, and resumed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit.fake_hub import COMMIT, FakeHub
+from wgllm import hub, hub_hf_cache
+from wgllm.errors import DownloadError, ModelNotFoundError, WgllmError
+from wgllm.hub_progress import SilentProgress
+
+DATA = b"GGUF" + random.Random(7).randbytes(200_000 - 4)
+LARGE = b"GGUF" + random.Random(8).randbytes(24 * 2**20 - 4)
+REPO, NAME = "org/model-GGUF", "model-Q4_K_M.gguf"
+PIECE = 4096
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Tally:
+    """What the list of reliability asks to be counted."""
+
+    tried: int = 0
+    half_files: int = 0
+    clear_errors: int = 0
+    other: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"downloads: tried {self.tried}, half files under a good name {self.half_files}, "
+            f"clear errors {self.clear_errors}, anything else {len(self.other)}"
+        )
+
+
+@pytest.fixture
+def served() -> Iterator[FakeHub]:
+    with FakeHub({REPO: {NAME: DATA}, "org/large": {"large-Q4_K_M.gguf": LARGE}}) as fake:
+        yield fake
+
+
+@pytest.fixture
+def cache(served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache in this process, and no waiting between tries."""
+    from huggingface_hub import constants
+
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.endpoint + template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", PIECE)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("WGLLM_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return tmp_path / "hub"
+
+
+def pull() -> Path:
+    return hub.resolve(f"hf:{REPO}", progress=SilentProgress())
+
+
+def named_files(cache: Path) -> list[Path]:
+    """Every file that somebody could take for a whole one."""
+    return [
+        p
+        for p in cache.rglob("*")
+        if p.is_file() and p.suffix not in (".incomplete", ".lock") and p.name != "main"
+    ]
+
+
+def try_it(tally: Tally, cache: Path, case: str, attempt: Callable[[], Path] = pull) -> WgllmError | None:
+    """One download that may fail: what it leaves must be whole or nameless, and its error one clear line."""
+    tally.tried += 1
+    problem: WgllmError | None = None
+    try:
+        attempt()
+    except WgllmError as error:
+        problem = error
+        text = str(error)
+        clear = (
+            error.exit_code == 3
+            and text.isprintable()
+            and len(text) < 400
+            and ("org/" in text or str(cache) in text)
+        )
+        tally.clear_errors += clear
+        if not clear:
+            tally.other.append(f"{case}: {text}")
+    except Exception as error:
+        tally.other.append(f"{case}: {error!r}")
+    tally.half_files += sum(path.read_bytes() not in (DATA, LARGE) for path in named_files(cache))
+    return problem
+
+
+def test_the_list_of_faults(served: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = Tally()
+
+    # Cut at 20 places, again and again; then the line holds, and what had come is not fetched twice.
+    size = len(DATA)
+    for offset in [0, 1, PIECE - 1, PIECE, PIECE + 1, size - 1, *range(9_999, size, 14_000)][:20]:
+        served.faults[REPO] = f"cut:{offset}"
+        assert try_it(tally, cache, f"cut at {offset}") is not None
+        served.faults.clear()
+        served.bytes_sent = 0
+        assert try_it(tally, cache, f"after the cut at {offset}") is None
+        kept = offset // PIECE * PIECE
+        assert served.bytes_sent == size - kept, offset
+        hub.remove(f"hf:{REPO}")
+        assert named_files(cache) == []
+
+    # What is left of a download, and a server that ignores where to go on.
+    served.faults[REPO] = "cut:100000"
+    try_it(tally, cache, "cut")
+    served.faults[REPO] = "no-range"
+    assert try_it(tally, cache, "Range ignored") is None
+    hub.remove(f"hf:{REPO}")
+
+    # Nothing that lies is kept, so that the next try starts afresh.
+    for fault in ("wrong", "short", "more"):
+        served.faults[REPO] = fault
+        error = try_it(tally, cache, fault)
+        assert isinstance(error, DownloadError), fault
+        if fault == "wrong":
+            assert "wrong SHA-256" in str(error)
+        served.faults.clear()
+        assert try_it(tally, cache, f"after {fault}") is None
+        hub.remove(f"hf:{REPO}")
+
+    for code in (401, 403, 404, 408, 429, 500, 502, 503, 504):
+        for where in ("api", "file"):
+            served.faults[REPO] = f"{where}:{code}"
+            error = try_it(tally, cache, f"{where} {code}")
+            assert isinstance(error, (DownloadError, ModelNotFoundError)), (where, code)
+            if code == 429:
+                assert "too many requests" in str(error)
+    served.faults[REPO] = "gated"
+    assert "HF_TOKEN" in str(try_it(tally, cache, "gated"))
+
+    served.faults[REPO] = "stall:50000"
+    started = time.perf_counter()
+    assert "goes on where it stopped" in str(try_it(tally, cache, "stall"))
+    assert time.perf_counter() - started < 10
+    served.faults.clear()
+    assert try_it(tally, cache, "after the stall") is None
+    hub.remove(f"hf:{REPO}")
+
+    def full(url: str, target: object, **_: object) -> None:
+        target.write(DATA[:1000])  # type: ignore[attr-defined]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.file_download.http_get", full)
+        assert "no space left" in str(try_it(tally, cache, "disk fills up"))
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=20 << 10))
+        assert "not enough space" in str(try_it(tally, cache, "disk is full"))
+
+    # The cache is a file, and a folder nobody may write (root may, so that the system is asked first).
+    from huggingface_hub import constants
+
+    blocked = cache.parent / "blocked"
+    blocked.write_bytes(b"")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(blocked))
+    assert "cannot use the Hugging Face cache" in str(try_it(tally, blocked, "cache is a file"))
+    with monkeypatch.context() as patch:
+
+        def denied(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(hub_hf_cache, "lock", denied)
+        assert "HF_HOME names another place" in str(try_it(tally, cache, "read-only cache"))
+
+    print(tally)
+    assert tally.half_files == 0
+    assert tally.other == []
+
+
+def test_a_damaged_file_in_the_cache_is_noticed_and_fetched_again(served: FakeHub, cache: Path) -> None:
+    path = pull()
+    assert path.read_bytes() == DATA
+    if not path.is_symlink():
+        pytest.skip("without links the cache names no hashes")
+    blob = path.resolve()
+    blob.write_bytes(b"\0" * len(DATA))
+    os.utime(blob, (1, 1))
+    with pytest.raises(ModelNotFoundError, match="damaged"):
+        hub.resolve(f"hf:{REPO}", download=False, progress=SilentProgress())
+    assert pull().read_bytes() == DATA
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows links to some users only")
+def test_removing_leaves_what_another_snapshot_uses(served: FakeHub, cache: Path) -> None:
+    path = pull()
+    other = path.parent.parent / ("f" * 40)
+    other.mkdir()
+    (other / NAME).symlink_to(os.path.relpath(path.resolve(), other))
+    assert hub.remove(f"hf:{REPO}") == 0
+    assert not path.exists() and (other / NAME).read_bytes() == DATA
+
+
+def test_huggingface_hub_finds_what_we_fetched_and_we_what_it_fetched(served: FakeHub, cache: Path) -> None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = pull()
+    assert try_to_load_from_cache(REPO, NAME, cache_dir=cache) == str(path)
+    assert path.parent.name == COMMIT
+    served.bytes_sent = 0
+    assert pull() == path
+    assert served.bytes_sent == 0
+
+
+def command(served: FakeHub, folder: Path, name: str) -> subprocess.Popen[str]:
+    env = os.environ | {
+        "HF_ENDPOINT": served.endpoint, "HF_HOME": str(folder), "WGLLM_CACHE_DIR": str(folder / "own"),
+        "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "wgllm", "pull", name],
+        env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def stop(process: subprocess.Popen[str], how: int) -> tuple[str, str]:
+    process.send_signal(how)
+    return process.communicate(timeout=20)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_killed_and_interrupted_downloads_go_on(served: FakeHub, tmp_path: Path) -> None:
+    blobs = tmp_path / "hub" / "models--org--large" / "blobs"
+    for how in (signal.SIGKILL, signal.SIGINT):
+        served.faults["org/large"] = f"stall:{23 << 20}"
+        served.bytes_sent = 0
+        process = command(served, tmp_path, "org/large")
+        wait_for(lambda: any(p.stat().st_size >= 20 << 20 for p in blobs.glob("*.incomplete")))
+        wait_for(lambda: served.bytes_sent >= 3 << 20)
+        _, messages = stop(process, how)
+        assert process.returncode == (130 if how == signal.SIGINT else -9), messages
+        assert "Traceback" not in messages
+        assert all(p.suffix == ".incomplete" for p in blobs.iterdir())
+    served.faults.clear()
+    served.bytes_sent = 0
+    process = command(served, tmp_path, "org/large")
+    path, messages = process.communicate(timeout=30)
+    assert process.returncode == 0, messages
+    assert "already here: 21 MB" in messages
+    assert Path(path.strip()).read_bytes() == LARGE
+    assert served.bytes_sent == len(LARGE) - (20 << 20)
+    print("downloads killed and interrupted: tried 2, half files under a good name 0, resumed 1")
+
+
+def test_two_at_once_fetch_it_once(served: FakeHub, tmp_path: Path) -> None:
+    served.faults["org/large"] = "slow"
+    processes = [command(served, tmp_path, "org/large") for _ in range(2)]
+    outputs = [p.communicate(timeout=60) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert len({path for path, _ in outputs}) == 1
+    assert Path(outputs[0][0].strip()).read_bytes() == LARGE
+    assert served.bytes_sent == len(LARGE)
+    assert any("Another process is fetching" in messages for _, messages in outputs)
