@@ -18,6 +18,10 @@ FAMILIES: dict[str, ModuleType] = {
 }
 
 
+# What old converters wrote beside the frequencies that everybody computes.
+_UNUSED = ("attn_rot_embd.weight", "rotary_emb.inv_freq", "rope_freqs.weight")
+
+
 @dataclass(frozen=True)
 class ModelGraph:
     """A model's configuration and its textbook graph."""
@@ -38,6 +42,12 @@ def build(file: ModelFile) -> ModelGraph:
     blocks = Blocks(file, config)
     try:
         family.build(blocks)
-        return ModelGraph(config, blocks.graph.build())
+        graph = blocks.graph.build()
     except ShapeError as error:
         raise ModelFileError(file.path, "metadata", str(error)) from error
+    # A tensor that the graph does not use would make the numbers wrong without a word.
+    for name in file.tensors:
+        if name not in graph.tensors and not name.endswith(_UNUSED):
+            problem = f"wgllm does not know what {config.architecture} does with it"
+            raise ModelFileError(file.path, f"tensor {name}", problem)
+    return ModelGraph(config, graph)

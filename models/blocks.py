@@ -54,10 +54,12 @@ class Blocks:
             name, "rms_norm", x, self.weight(weight, (dim,)), eps=c.norm_eps, offset=c.norm_offset
         )
 
-    def linear(self, name: str, x: str, weight: str, shape: tuple[int, int], *, bias: bool = False) -> str:
-        """x wᵀ, plus the file's bias of the same name when ``bias``. Shape is (outputs, inputs)."""
+    def linear(
+        self, name: str, x: str, weight: str, shape: tuple[int, int], *, bias: bool | None = None
+    ) -> str:
+        """x wᵀ, plus the bias of the same name: if the file has one (None), always (True). Shape is (out, in)."""
         y = self.graph.op(name, "matmul", x, self.weight(f"{weight}.weight", shape))
-        if bias:
+        if self.has(f"{weight}.bias") if bias is None else bias:
             y = self.graph.op(f"{name}.biased", "add", y, self.weight(f"{weight}.bias", shape[:1]))
         return y
 
@@ -69,7 +71,7 @@ class Blocks:
         rope: Rope,
         scale: float | None = None,
         window: int | None = None,
-        bias: bool = False,
+        bias: bool | None = None,
         qk_norm: bool = False,
         softcap: float | None = None,
         factors: str | None = None,
@@ -129,11 +131,20 @@ class Blocks:
     def add(self, name: str, a: str, b: str) -> str:
         return self.graph.op(name, "add", a, b)
 
-    def head(self, x: str) -> None:
+    def head(self, x: str, *, softcap: float | None = None) -> None:
         """Logits of the rows in ``out_rows``, through the embedding itself when the file has no output matrix."""
         c, g = self.config, self.graph
         g.layer = None
         y = g.op("last", "select_rows", x, "out_rows")
         y = self.norm("last.normed", y, "output_norm.weight", c.d_model)
-        name = "output.weight" if self.has("output.weight") else "token_embd.weight"
-        g.output(g.op("logits", "matmul", y, self.weight(name, (c.vocab_size, c.d_model))))
+        head = "output" if self.has("output.weight") else "token_embd"
+        steps: list[tuple[str, tuple[str, ...], dict[str, float]]] = [
+            ("matmul", (self.weight(f"{head}.weight", (c.vocab_size, c.d_model)),), {})
+        ]
+        if self.has("output.bias"):
+            steps.append(("add", (self.weight("output.bias", (c.vocab_size,)),), {}))
+        if softcap is not None:
+            steps.append(("softcap", (), {"cap": softcap}))
+        for i, (op, inputs, attrs) in enumerate(steps, 1):
+            y = g.op("logits" if i == len(steps) else f"logits.{op}", op, y, *inputs, **attrs)
+        g.output(y)

@@ -79,7 +79,8 @@ class Keys:
             return self._in_range(key, values[0], 1, _MAX_WIDTH)
         return self.integer(key, default)
 
-    def number(self, key: str, default: float | None = None, *, positive: bool = True) -> float:
+    def number(self, key: str, default: float | None = None, *, low: float | None = None) -> float:
+        """A finite number above 0, or from ``low`` on."""
         value = self.file.metadata.get(self.prefix + key)
         if value is None:
             if default is None:
@@ -88,7 +89,7 @@ class Keys:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise self.fail(key, "should be a number")
         result = float(value)
-        if not math.isfinite(result) or (positive and result <= 0):
+        if not math.isfinite(result) or (result <= 0 if low is None else result < low):
             raise self.fail(key, f"{result} is not a sensible value")
         return result
 
@@ -139,11 +140,11 @@ def _rope(keys: Keys, head_dim: int) -> Rope:
     dim = keys.integer("rope.dimension_count", head_dim)
     if dim > head_dim or dim % 2:
         raise keys.fail("rope.dimension_count", f"{dim} does not fit heads of {head_dim}")
-    # Older files state linear scaling by rope.scale_linear alone.
-    factor = keys.number("rope.scale_linear", 1.0)
-    kind = keys.text("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    # Linear is the kind that is meant when none is named; older files call the factor rope.scale_linear; 0 says none.
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0, low=0), low=0) or 1.0
+    kind = keys.text("rope.scaling.type", "linear")
     if kind == "linear":
-        factor = keys.number("rope.scaling.factor", factor)
+        pass
     elif kind == "none":
         factor = 1.0
     else:

@@ -21,7 +21,7 @@ def build(b: Blocks) -> None:
         b.graph.layer = i
         p = f"blk.{i}"
         y = b.norm(f"{p}.attn_norm", x, f"{p}.attn_norm.weight", c.d_model)
-        y = b.attention(y, i, rope=c.rope, window=window, factors=factors, bias=b.has(f"{p}.attn_q.bias"))
+        y = b.attention(y, i, rope=c.rope, window=window, factors=factors)
         x = b.add(f"{p}.attn.sum", x, y)
         y = b.norm(f"{p}.ffn_norm", x, f"{p}.ffn_norm.weight", c.d_model)
         x = b.add(f"{p}.ffn.sum", x, b.gated_mlp(y, i, "silu"))

@@ -15,7 +15,7 @@ import numpy as np
 from wgllm.backends.base import Array, StateArray, Step
 from wgllm.backends.segments import Pipeline, numeric_error
 from wgllm.cache import KVCache, SlotState
-from wgllm.errors import Cancelled, UsageError
+from wgllm.errors import Cancelled, NumericError, UsageError
 from wgllm.sampling import Sampler, SamplingParams, fresh_seed, log_probabilities
 from wgllm.tokenizer import IncrementalDecoder, StopScanner, Tokenizer
 
@@ -113,6 +113,9 @@ class Request:
 class EngineLike(Protocol):
     """What front ends need of an engine: ``Engine``, the worker's proxy, and ``FakeEngine`` have it."""
 
+    mail: dict[int, list[Event]]
+    """Events that wait for the reader of their request (``run_request`` keeps it)."""
+
     @property
     def tokenizer(self) -> Tokenizer: ...
 
@@ -132,20 +135,30 @@ class EngineLike(Protocol):
 
 
 def run_request(engine: EngineLike, request: Request) -> Iterator[Event]:
-    """Submits, yields the request's events until its last; a caller that stops early cancels it."""
+    """Submits, yields the request's events until its last; a caller that stops early cancels it.
+
+    Several may be read in turns: what one makes of another's is kept for that one.
+    """
     number = engine.submit(request)
+    mail = engine.mail[number] = []
     finished = False
     try:
         while not finished:
-            for event in engine.step():
-                if event.request == number:
-                    finished = event.finish is not None
-                    yield event
+            if not mail:
+                if not engine.busy:
+                    raise UsageError("the model was closed while it was generating")
+                for event in engine.step():
+                    engine.mail.get(event.request, []).append(event)
+                continue
+            event = mail.pop(0)
+            finished = event.finish is not None
+            yield event
     finally:
+        del engine.mail[number]
         if not finished:
             engine.cancel(number)
-            while engine.busy:
-                engine.step()
+            for event in engine.step():  # ends it, if it is the one that runs
+                engine.mail.get(event.request, []).append(event)
 
 
 class _Active:
@@ -183,6 +196,8 @@ class Engine:
         self._tokenizer = tokenizer
         self.largest_step = largest_step
         self.vocab_size = vocab_size
+        self.mail: dict[int, list[Event]] = {}
+        self._closed = False
         self._numbers = itertools.count()
         self._queue: deque[_Active] = deque()
         self._live: set[int] = set()
@@ -205,16 +220,7 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queues a request; returns its number. Raises UsageError for one that can't run."""
-        n = len(request.tokens)
-        if n == 0:
-            raise UsageError("the prompt is empty: there is nothing to go on from")
-        if n > self.ctx_size:
-            raise UsageError(
-                f"the prompt has {n} tokens, the context {self.ctx_size}; a larger one is needed"
-            )
-        bad = next((t for t in request.tokens if not 0 <= t < self.vocab_size), None)
-        if bad is not None:
-            raise UsageError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
+        self._check_tokens(request.tokens)
         if not 0 <= request.logprobs <= self.vocab_size:
             raise UsageError(f"logprobs {request.logprobs} must lie between 0 and {self.vocab_size}")
         active = _Active(next(self._numbers), request, self.tokenizer, self.vocab_size, time.perf_counter())
@@ -255,8 +261,7 @@ class Engine:
         """Like ``logits``, one array for each step, so that not all are in memory at once."""
         if self.busy:
             raise UsageError("the engine is generating: its context is in use")
-        if len(tokens) > self.ctx_size:
-            raise UsageError(f"{len(tokens)} tokens do not fit the context of {self.ctx_size}")
+        self._check_tokens(tokens)
         self._truncate(0)
         at_once = max(1, _LOGITS_BYTES // (4 * self.vocab_size))
         size = min(self.largest_step, at_once) if len(out_rows) > at_once else self.largest_step
@@ -286,8 +291,24 @@ class Engine:
             raise UsageError(str(error)) from None
 
     def close(self) -> None:
+        self._closed = True
         self._queue.clear()
+        self._live.clear()
         self.pipeline.close()
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if self._closed:
+            raise UsageError("the model has been closed")
+        n = len(tokens)
+        if n == 0:
+            raise UsageError("the prompt is empty: there is nothing to go on from")
+        if n > self.ctx_size:
+            raise UsageError(
+                f"the prompt has {n} tokens, the context {self.ctx_size}; a larger one is needed"
+            )
+        bad = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
+        if bad is not None:
+            raise UsageError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
 
     def _advance(self, active: _Active) -> list[Event]:
         now = time.perf_counter()
@@ -319,7 +340,7 @@ class Engine:
         active.stats = replace(active.stats, cached_tokens=kept)
 
     def _run(self, tokens: Sequence[int], out_rows: Sequence[int], number: int | None = None) -> Array:
-        """One step of slot 0. On any failure the slot is as it was before."""
+        """One step of slot 0. On any failure the slot is as it was before; after a NaN it is empty."""
 
         def interrupt() -> None:
             if number in self._cancelled:
@@ -332,6 +353,10 @@ class Engine:
             logits = self.pipeline.run(step, interrupt=interrupt if number is not None else None)
             if not np.isfinite(logits).all():
                 raise numeric_error(self.pipeline.first_bad_node(step))
+        except NumericError:
+            self._truncate(0)
+            self.pipeline.wipe(0)
+            raise
         except BaseException:
             self._drop_partial_step()
             raise

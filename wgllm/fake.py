@@ -54,6 +54,7 @@ class FakeEngine:
         self.delay = delay
         self.error = error
         self.requests: list[Request] = []
+        self.mail: dict[int, list[Event]] = {}
         self.closed = False
         self._tokenizer = ByteTokenizer()
         self._ctx_size = ctx_size

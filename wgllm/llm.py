@@ -235,9 +235,12 @@ class Llm:
         ``special`` shows control tokens in the text; None shows them with ``ignore_eos``, where they tell that the
         text has ended. ``continuation`` False is for a prompt after which a new text begins, such as a chat's.
         """
-        tokens = (
-            self.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
-        )
+        if isinstance(prompt, str):
+            tokens = self.tokenize(prompt, parse_special=parse_special)
+            if self.tokenizer.add_eos and len(tokens) > 1:
+                tokens.pop()  # a text that has ended is nothing to go on from
+        else:
+            tokens = list(prompt)
         if sampling is None:
             sampling = self.sampling_params(**options)
         elif options:

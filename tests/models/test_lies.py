@@ -152,3 +152,13 @@ def test_rows_beyond_the_tokenizers_last_token_can_be_generated() -> None:
         )
     beyond = [e for e in events if e.token_id is not None and e.token_id >= 400]
     assert beyond and all(e.text == "" for e in beyond)
+
+
+def test_a_tensor_that_the_graph_does_not_use_is_refused_by_name() -> None:
+    file = changed("llama-tied.f32", {})
+    spare = file.tensors["output_norm.weight"]
+    tensors = {**file.tensors, "blk.0.attn_sinks.weight": replace(spare, name="blk.0.attn_sinks.weight")}
+    with pytest.raises(ModelFileError, match=r"blk\.0\.attn_sinks\.weight"):
+        models.build(replace(file, tensors=tensors))
+    harmless = {**file.tensors, "blk.0.attn_rot_embd.weight": spare}
+    models.build(replace(file, tensors=harmless))

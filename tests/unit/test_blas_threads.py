@@ -10,6 +10,7 @@ from wgllm.backends.blas_threads import BlasThreads
 
 class Library:
     user_api = "blas"
+    filepath = "libblas"
 
     def __init__(self) -> None:
         self.num_threads = 4
@@ -27,6 +28,7 @@ class Machine:
         self.busy = False
         controller = type("Controller", (), {"lib_controllers": [self.library]})
         monkeypatch.setattr(blas_threads, "ThreadpoolController", controller)
+        monkeypatch.setattr(blas_threads, "_found", {})
         monkeypatch.setattr(blas_threads.time, "perf_counter", lambda: self.now)
         self.threads = BlasThreads()
 
@@ -70,5 +72,16 @@ def test_it_follows_when_the_machine_gets_busy_and_quiet_again(monkeypatch: pyte
 
 def test_a_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    BlasThreads(2)
+    bounded = BlasThreads(2)
     assert machine.library.num_threads == 2
+    bounded.restore()
+    assert machine.library.num_threads == 4
+
+
+def test_an_interrupted_token_leaves_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    for _ in range(blas_threads._FIRST_PROBE + 3):
+        with pytest.raises(KeyboardInterrupt), machine.threads.token():
+            raise KeyboardInterrupt
+        assert machine.library.num_threads == 4
+        machine.token()

@@ -301,7 +301,7 @@ BAD_SPM: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("tokens: is missing", lambda m: m.pop("tokens")),
     ("tokens: is not an array of strings", lambda m: m.update(tokens=[1, 2])),
     ("bos_token_id: 512 is outside the vocabulary", lambda m: m.update(bos_token_id=512)),
-    ("eos_token_id: 4294967295 is outside", lambda m: m.update(eos_token_id=0xFFFFFFFF)),
+    ("eos_token_id: 4294967294 is outside", lambda m: m.update(eos_token_id=0xFFFFFFFE)),
     ("unknown_token_id: 9999 is outside", lambda m: m.update(unknown_token_id=9999)),
     ("bos_token_id: is not a token id", lambda m: m.update(bos_token_id="1")),
     ("add_bos_token: is not a boolean", lambda m: m.update(add_bos_token=1)),
@@ -317,7 +317,6 @@ BAD_BPE: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("merges[3]: 'ab' is not two tokens", lambda m: m["merges"].__setitem__(3, "ab")),
     ("merges[3]: 'a b c' is not two tokens", lambda m: m["merges"].__setitem__(3, "a b c")),
     ("merges: unusable: Token `zz` out of vocabulary", lambda m: m["merges"].__setitem__(3, "zz a")),
-    ("tokens: has 'a' twice, as 5 and 64", lambda m: m["tokens"].__setitem__(5, "a")),
     ("eos_token_id: -7 is outside", lambda m: m.update(eos_token_id=-7)),
 ]
 
@@ -338,6 +337,20 @@ class TestBadVocabularies:
             tokenizer({f"tokenizer.ggml.{key}": value for key, value in short.items()})
         assert error.value.exit_code == 4
         assert "\n" not in str(error.value)
+
+    def test_fillers_of_real_files_do_no_harm(self) -> None:
+        meta = bpe_metadata()
+        sound = tokenizer(bpe_metadata()).tokenize("a b", add_special=False)
+        tokens = meta["tokenizer.ggml.tokens"]
+        spare = len(tokens)
+        meta["tokenizer.ggml.tokens"] = [*tokens, "", "[PAD]", "[PAD]"]
+        types = np.append(np.asarray(meta["tokenizer.ggml.token_type"]), [0, 0, 5])  # 0: undefined
+        meta["tokenizer.ggml.token_type"] = types.astype(np.int32)
+        meta["tokenizer.ggml.bos_token_id"] = 0xFFFFFFFF  # what converters write for none
+        made = tokenizer(meta)
+        assert made.tokenize("a b", add_special=False) == sound
+        assert made.bos_id is None
+        assert made.detokenize([spare, spare + 1]) == "[PAD]"
 
     def test_what_no_token_covers(self) -> None:
         meta = spm_metadata()

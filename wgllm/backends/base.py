@@ -101,6 +101,9 @@ class Program(Protocol):
     def truncate(self, slot: int, length: int) -> None:
         """Forgets positions from ``length`` on."""
 
+    def wipe(self, slot: int) -> None:
+        """Forgets everything, so that not even a NaN in a cell that nothing sees is left."""
+
     def save_state(self, slot: int) -> dict[str, StateArray]:
         """A copy of what a slot's state holds, by name: as ``i32`` the last n positions that are there, and for
         each K and V the cells of these, [Hkv, n, D]."""

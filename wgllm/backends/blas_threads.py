@@ -13,6 +13,9 @@ from contextlib import contextmanager
 
 from threadpoolctl import ThreadpoolController
 
+# Threads that each BLAS library of this process had at first.
+_found: dict[str, int] = {}
+
 _FIRST_PROBE = 16
 _LAST_PROBE = 512
 # A token with all threads that takes this many times as long as one with a single thread is finished with one.
@@ -26,7 +29,9 @@ class BlasThreads:
         """``threads`` bounds the BLAS that NumPy uses, for all of the process; None leaves it as it is."""
         # None is found for Apple's Accelerate, which schedules threads itself.
         self._libraries = [c for c in ThreadpoolController().lib_controllers if c.user_api == "blas"]
-        self._all = threads or max((c.num_threads for c in self._libraries), default=1)
+        for library in self._libraries:
+            _found.setdefault(library.filepath, library.num_threads)
+        self._all = threads or max(_found.values(), default=1)
         self._now = 0
         self.use(self._all)
         self._estimate: dict[int, float] = {}  # seconds per token by thread count
@@ -41,6 +46,11 @@ class BlasThreads:
             for library in self._libraries:
                 library.set_num_threads(threads)
 
+    def restore(self) -> None:
+        """Gives BLAS the threads back that it had before wgllm came."""
+        for library in self._libraries:
+            library.set_num_threads(_found[library.filepath])
+
     @contextmanager
     def token(self) -> Iterator[None]:
         """Around the work for one token, in which ``tick`` is called now and then."""
@@ -54,16 +64,18 @@ class BlasThreads:
         start = time.perf_counter()
         if threads > 1 and 1 in self._estimate:
             self._give_up_at = start + _PATIENCE * self._estimate[1]
-        yield
-        gave_up = self._now != threads
+        try:
+            yield
+            gave_up = self._now != threads
+        finally:
+            self._give_up_at = math.inf
+            self.use(self._all)
         seconds = time.perf_counter() - start
-        self._give_up_at = math.inf
         self._record(threads, 2 * seconds if gave_up else seconds, fresh=probing)
         if probing:
             # Trying what was slower costs, so it is tried ever more rarely.
             self._pause = _FIRST_PROBE if self.best() != best else min(2 * self._pause, _LAST_PROBE)
             self._next_probe = self._tokens + self._pause
-        self.use(self._all)
 
     def tick(self) -> None:
         """Finishes a token with one thread that has taken too long with all."""

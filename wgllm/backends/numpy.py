@@ -145,7 +145,14 @@ def _rope_table(dim: int, theta: float, scale: float, factors: bytes | None) -> 
 
 
 def rope(
-    x: Array, pos: Ints, factors: Array | None = None, *, theta: float, dim: int, interleaved: bool, scale: float
+    x: Array,
+    pos: Ints,
+    factors: Array | None = None,
+    *,
+    theta: float,
+    dim: int,
+    interleaved: bool,
+    scale: float,
 ) -> Array:
     table = _rope_table(dim, theta, scale, None if factors is None else factors.tobytes())
     turns = table.turns(pos)
@@ -250,16 +257,17 @@ def _attend_row(
         k, v = k[:, low : pos + 1], v[:, low : pos + 1]
     else:
         seen = visible(cell_pos, np.array([pos], np.int32), window)[0]
-    scores = (q * np.float32(scale)).reshape(n_kv, -1, head_dim) @ k.transpose(0, 2, 1)  # [Hkv, G, n]
+    q = (q * np.float32(scale)).reshape(n_kv, -1, head_dim)  # [Hkv, G, D]
+    scores: Array = np.matmul(q, k.transpose(0, 2, 1))  # [Hkv, G, n]
     if cap is not None:
         scores = softcap(scores, cap=cap)
     if seen is not None:
         scores[:, :, ~seen] = -np.inf
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    y = scores @ v  # [Hkv, G, D]
+    y: Array = np.matmul(scores, v)  # [Hkv, G, D]
     y /= np.add.reduce(scores, axis=-1, keepdims=True)
-    return y.reshape(q.shape)
+    return y.reshape(1, -1, v.shape[2])
 
 
 def _attend_rows(

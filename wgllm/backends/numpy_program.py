@@ -12,17 +12,14 @@ import numpy as np
 from wgllm.backends import numpy as kernels
 from wgllm.backends.base import Array, Ints, LoadOptions, StateArray, Trace
 from wgllm.backends.blas_threads import BlasThreads
-from wgllm.backends.numpy_weights import Matrix, allocate, available_memory, cpu_count, make_dense
-from wgllm.errors import UsageError
+from wgllm.backends.numpy_state import NumpyState
+from wgllm.backends.numpy_weights import Matrix, Workers, available_memory, cpu_count, make_dense
 from wgllm.formats.model_file import TensorView
 from wgllm.fuse import fuse
-from wgllm.graph import OUT_ROWS, ROWS, Graph, Node, Tensor
+from wgllm.graph import OUT_ROWS, ROWS, Graph, Node
 from wgllm.ops import Dim
-from wgllm.quant import format_by_name
 
-KV_TYPES = ("f32", "f16", "q8_0", "q4_0")
-
-# Of the memory that is free at loading, weights take at most this share; the rest is for the cache and for work.
+# Of the memory that is free at loading, less what the KV state will take, weights get at most this share.
 _MEMORY_SHARE = 0.8
 
 
@@ -52,24 +49,14 @@ class NumpyProgram:
     def __init__(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> None:
         self.graph = graph
         self.options = options
-        self._constants: dict[str, Any] = {}
-        self._cell_positions: list[Ints] = []
         self._outputs = [t.name for t in graph.of_kind("output")]
-        self._make_state()
+        self._interrupt: Callable[[], None] | None = None
+        self._state = NumpyState(graph, options)
+        self._constants: dict[str, Any] = dict(self._state.arrays)
+        self._workers = Workers(options.threads or cpu_count(), self._pause)
         self._stacks = self._make_weights(weights)
         self._plan = self._bind(self._stacks)
         self._blas = BlasThreads(options.threads)
-
-    def _make_state(self) -> None:
-        for tensor in self.graph.of_kind("state"):
-            shape = tuple(d if isinstance(d, int) else self.options.sizes[d] for d in tensor.shape)
-            if tensor.dtype == "i32":
-                positions = np.full(shape, -1, np.int32)
-                self._cell_positions.append(positions)
-                self._constants[tensor.name] = positions
-            else:
-                _check_kv_type(self.options.kv_type_of(tensor.name), shape[-1])
-                self._constants[tensor.name] = allocate(shape, huge_pages=False)
 
     def _make_weights(self, weights: Mapping[str, TensorView]) -> dict[str, Matrix]:
         """Loads every weight; returns the stacked matrices of fused products by their first output's name."""
@@ -81,7 +68,7 @@ class NumpyProgram:
                 multiplied[node.inputs[1]] = None
             elif node.op == "matmul_concat":
                 names = node.inputs[1 : 1 + len(node.attrs["biased"])]
-                stacks[node.outputs[0]] = Matrix([weights[n] for n in names])
+                stacks[node.outputs[0]] = Matrix([weights[n] for n in names], self._workers)
                 stacked.update(names)
         matrices: list[Matrix] = []
         for tensor in self.graph.of_kind("weight"):
@@ -89,14 +76,16 @@ class NumpyProgram:
             if len(tensor.shape) == 1:
                 self._constants[tensor.name] = view.array()
                 continue
-            matrix = Matrix([view])
+            matrix = Matrix([view], self._workers)
             self._constants[tensor.name] = matrix
             if tensor.name in multiplied and tensor.name not in stacked:
                 matrices.append(matrix)
         options = self.options
-        budget = int(available_memory() * _MEMORY_SHARE) if options.memory is None else options.memory
+        budget = options.memory
+        if budget is None:
+            budget = max(0, int((available_memory() - self._state.nbytes) * _MEMORY_SHARE))
         matrices = sorted([*matrices, *stacks.values()], key=lambda m: m.size)
-        make_dense(matrices, budget, options.threads or cpu_count(), options.progress)
+        make_dense(matrices, budget, self._workers.threads, options.progress)
         for node in self.graph.nodes:
             if node.op == "matmul_concat":
                 self._share_stack(stacks[node.outputs[0]], node)
@@ -158,6 +147,7 @@ class NumpyProgram:
         trace: Trace | None,
         tick: Callable[[], None] | None = None,
     ) -> dict[str, Array]:
+        self._interrupt = interrupt
         values: dict[str, Any] = {**self._constants, **inputs}
         with np.errstate(all="ignore"):  # infinities are looked for in the logits
             for bound in self._plan:
@@ -198,70 +188,31 @@ class NumpyProgram:
                 yield matrix, self.graph.tensors[node.inputs[0]].shape[0]
 
     def truncate(self, slot: int, length: int) -> None:
-        for positions in self._cell_positions:
-            row = positions[slot]
-            row[row >= length] = -1
+        self._state.truncate(slot, length)
+
+    def wipe(self, slot: int) -> None:
+        self._state.wipe(slot)
 
     def save_state(self, slot: int) -> dict[str, StateArray]:
-        held: dict[Dim, Ints] = {}
-        made: dict[str, StateArray] = {}
-        for tensor in self._state_tensors():
-            state = self._constants[tensor.name][slot]
-            if tensor.dtype == "i32":
-                positions = np.sort(state[state >= 0])
-                gaps = np.flatnonzero(np.diff(positions) != 1)
-                held[tensor.shape[1]] = positions[gaps[-1] + 1 :] if len(gaps) else positions
-                made[tensor.name] = held[tensor.shape[1]]
-            else:
-                made[tensor.name] = state[:, held[tensor.shape[2]] % state.shape[1]].astype(
-                    self._saved_dtype(tensor)
-                )
-        return made
+        return self._state.save(slot)
 
     def load_state(
         self, slot: int, arrays: Mapping[str, StateArray], length: int, lost: Mapping[str, int]
     ) -> None:
-        tensors = self._state_tensors()
-        if {t.name for t in tensors} != set(arrays):
-            raise ValueError("it has other layers")
-        held: dict[Dim, Ints] = {}
-        for tensor in tensors:
-            array, state = arrays[tensor.name], self._constants[tensor.name][slot]
-            if array.dtype != self._saved_dtype(tensor):
-                raise ValueError(f"{tensor.name} has another type")
-            if tensor.dtype == "i32":
-                cells = tensor.shape[1]
-                first = length - array.size
-                if not np.array_equal(array, np.arange(first, length)):
-                    raise ValueError("its positions are in disorder")
-                if not 0 <= first <= lost.get(str(cells), 0):
-                    raise ValueError("positions are missing")
-                held[cells] = array.astype(np.int32)
-            elif array.shape != (state.shape[0], len(held[tensor.shape[2]]), state.shape[2]):
-                raise ValueError(f"{tensor.name} has another shape")
-        for tensor in tensors:
-            array, state = arrays[tensor.name], self._constants[tensor.name][slot]
-            if tensor.dtype == "i32":
-                positions = array[-len(state) :]
-                state[:] = -1
-                state[positions % len(state)] = positions
-            else:  # a smaller ring takes the last positions
-                positions = held[tensor.shape[2]][-state.shape[1] :]
-                state[:, positions % state.shape[1]] = array[:, array.shape[1] - len(positions) :]
+        self._state.load(slot, arrays, length, lost)
 
-    def _saved_dtype(self, tensor: Tensor) -> type[np.float16] | type[np.float32] | type[np.int32]:
-        """Values of the block types are multiples of a scale, which a half float does not hold."""
-        if tensor.dtype == "i32":
-            return np.int32
-        return np.float16 if self.options.kv_type_of(tensor.name) == "f16" else np.float32
-
-    def _state_tensors(self) -> list[Tensor]:
-        """State, cell positions before the cells."""
-        return sorted(self.graph.of_kind("state"), key=lambda t: t.dtype != "i32")
+    def _pause(self) -> None:
+        """Within a long node: gives the step up when it was interrupted."""
+        if self._interrupt is not None:
+            self._interrupt()
 
     def close(self) -> None:
-        self._constants.clear()
         self._plan.clear()
+        self._constants.clear()
+        self._stacks.clear()
+        self._state.arrays.clear()
+        self._workers.close()
+        self._blas.restore()
 
 
 def _concat_kernel(stack: Matrix, sizes: Sequence[Any], biased: Sequence[bool]) -> Callable[..., list[Array]]:
@@ -278,12 +229,3 @@ def _concat_kernel(stack: Matrix, sizes: Sequence[Any], biased: Sequence[bool]) 
         return parts
 
     return matmul_concat
-
-
-def _check_kv_type(kv_type: str, head_dim: int) -> None:
-    if kv_type not in KV_TYPES:
-        raise UsageError(f"KV cache type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
-    if kv_type.startswith("q") and head_dim % format_by_name(kv_type).block_size:
-        raise UsageError(
-            f"KV cache type {kv_type} needs a head dimension divisible by 32; this model has {head_dim}"
-        )

@@ -7,7 +7,9 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,42 @@ from wgllm.errors import Cancelled
 from wgllm.formats.model_file import TensorView
 
 F32 = NDArray[np.float32]
+T = TypeVar("T")
 
 # Numbers dequantized at a time: large enough to pay for a call, small enough to spread over threads.
 _PIECE = 1 << 20
 # The same where they are transposed on the way, which is quick only while they stay in a core's cache.
 _TRANSPOSED_PIECE = 1 << 19
+
+
+class Workers:
+    """Threads that share the pieces of a long product."""
+
+    def __init__(self, threads: int, pause: Callable[[], None]) -> None:
+        """``pause`` is called between pieces and may raise to give the product up."""
+        self.threads = threads
+        self._pause = pause
+        self._pool: ThreadPoolExecutor | None = None
+
+    def each(self, work: Callable[[T], object], pieces: Sequence[T]) -> None:
+        """``work(piece)`` for every piece."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, "wgllm")
+        futures = [self._pool.submit(work, piece) for piece in pieces]
+        try:
+            for future in futures:
+                future.result()
+                self._pause()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+            raise
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
 
 class Matrix:
@@ -31,8 +64,9 @@ class Matrix:
     was seen for rows of 576 numbers).
     """
 
-    def __init__(self, views: Sequence[TensorView]) -> None:
+    def __init__(self, views: Sequence[TensorView], workers: Workers) -> None:
         self.views = tuple(views)
+        self.workers = workers
         self.shape = (sum(v.shape[0] for v in views), views[0].shape[1])
         self.dense: F32 | None = None  # [O, K]; F-ordered where O >= K
 
@@ -62,14 +96,20 @@ class Matrix:
             # A vector makes it a gemv, which reads the weights once, at memory speed.
             return (self.dense @ x[0])[None] if len(x) == 1 else x @ self.dense.T
         y = np.empty((len(x), self.shape[0]), np.float32)
-        at = 0
-        scratch = np.empty((_rows_per_piece(self.shape[1]), self.shape[1]), np.float32)
-        for view in self.views:
-            for r0, r1 in _pieces(view):
-                w = scratch[: r1 - r0]
-                view.rows_into(w, r0)
-                np.matmul(x, w.T, out=y[:, at + r0 : at + r1])
-            at += view.shape[0]
+        if not len(x):
+            return y
+        firsts = np.cumsum([0, *(v.shape[0] for v in self.views)]).tolist()
+        pieces = [
+            (view, r0, y[:, first + r0 : first + r1])
+            for view, first in zip(self.views, firsts, strict=False)
+            for r0, r1 in _pieces(view)
+        ]
+
+        def work(piece: tuple[TensorView, int, F32]) -> None:
+            view, r0, out = piece
+            np.matmul(x, view.rows(r0, r0 + out.shape[1]).T, out=out)
+
+        self.workers.each(work, pieces)
         return y
 
 
@@ -108,7 +148,7 @@ def make_dense(
 
     ``progress`` is called with the bytes of the file read so far and their total.
     """
-    sizes = np.cumsum([m.size for m in matrices])
+    sizes = np.cumsum([m.size for m in matrices], dtype=np.int64)
     chosen = matrices[: int(np.searchsorted(sizes, budget // 4, side="right"))]
     arena = allocate((sum(m.size for m in chosen),), huge_pages=True)
     work: list[tuple[TensorView, int, F32]] = []
@@ -157,10 +197,19 @@ def _dequantize(view: TensorView, start: int, out: F32) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping."""
+    """Bytes that can be taken without swapping, within the limit of a container."""
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), _container_memory())
+
+
+def _container_memory(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a control group (version 2, Linux) leaves; a huge number where there is none."""
+    try:
+        limit = int((folder / "memory.max").read_text())  # "max" where there is no limit
+        return max(0, limit - int((folder / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return 1 << 62
 
 
 def cpu_count() -> int:

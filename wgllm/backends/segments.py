@@ -67,9 +67,14 @@ class Pipeline:
         for program, own in zip(self.programs, arrays, strict=True):
             program.load_state(slot, own, length, lost)
 
+    def wipe(self, slot: int) -> None:
+        for program in self.programs:
+            program.wipe(slot)
+
     def close(self) -> None:
         for program in self.programs:
             program.close()
+        self.programs.clear()
 
 
 def numeric_error(node: Node | None) -> NumericError:

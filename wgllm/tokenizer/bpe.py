@@ -75,7 +75,7 @@ def bpe_from_gguf(path: Path, metadata: Mapping[str, Any]) -> BpeTokenizer:
     if kind is None:
         known = ", ".join(KINDS)
         raise reader.fail("pre", f"{printable(repr(name), 30)} is unknown; known: {known}")
-    vocabulary = reader.read(add_bos=kind.add_bos, default_ids={})
+    vocabulary = reader.read(add_bos=kind.add_bos, default_ids={}, unique=False)
     make_ends_control(vocabulary)
     pipeline = make_pipeline(vocabulary, reader.pairs("merges"), ignore_merges=kind.ignore_merges)
     pipeline.pre_tokenizer = _pre_tokenizer(kind)

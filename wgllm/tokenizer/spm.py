@@ -66,7 +66,7 @@ def spm_token_bytes(text: str, token_type: int) -> bytes:
 def spm_from_gguf(path: Path, metadata: Mapping[str, Any]) -> SpmTokenizer:
     """The tokenizer of a GGUF file whose ``tokenizer.ggml.model`` is ``llama``."""
     reader = GgufVocabularyReader(path, metadata)
-    vocabulary = reader.read(add_bos=True, default_ids={"bos": 1, "eos": 2})
+    vocabulary = reader.read(add_bos=True, default_ids={"bos": 1, "eos": 2}, unique=True)
     unknown = vocabulary.of_type(TokenType.UNKNOWN)
     if unknown:
         vocabulary.ids.setdefault("unk", unknown[0])

@@ -163,20 +163,25 @@ class GgufVocabularyReader:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise self.fail(name, "is not a token id")
-        if value in (_ABSENT, -1) and name not in ("bos_token_id", "eos_token_id"):
+        if value in (_ABSENT, -1):
             return None
         if not 0 <= value < n_tokens:
             raise self.fail(name, f"{value} is outside the vocabulary of {n_tokens} tokens")
         return int(value)
 
-    def read(self, *, add_bos: bool, default_ids: Mapping[str, int]) -> Vocabulary:
-        """The parts that all kinds of vocabularies share."""
+    def read(self, *, add_bos: bool, default_ids: Mapping[str, int], unique: bool) -> Vocabulary:
+        """The parts that all kinds of vocabularies share.
+
+        Texts that are not ``unique`` are fillers of real files, as llama.cpp takes them: the last of them is meant.
+        """
         texts = self.strings("tokens")
         n = len(texts)
         if not n:
             raise self.fail("tokens", "is empty")
         vocabulary = Vocabulary(self.path, texts, self._types(n))
-        self._check_unique(vocabulary)
+        if unique:
+            self._check_unique(vocabulary)
+        vocabulary.index.pop("", None)
         for role, key in ID_KEYS.items():
             value = self.token_id(key, n)
             if value is None and role in default_ids and default_ids[role] < n and key not in self._keys():
@@ -197,9 +202,9 @@ class GgufVocabularyReader:
         types = self.numbers("token_type", n_tokens)
         if types is None:
             return np.full(n_tokens, TokenType.NORMAL, np.uint8)
-        if types.dtype.kind == "f" or types.min() < TokenType.NORMAL or types.max() > TokenType.BYTE:
-            raise self.fail("token_type", "has a value that is not a token type (1 to 6)")
-        return types.astype(np.uint8)
+        if types.dtype.kind == "f" or types.min() < 0 or types.max() > TokenType.BYTE:
+            raise self.fail("token_type", "has a value that is not a token type (0 to 6)")
+        return np.maximum(types.astype(np.uint8), np.uint8(TokenType.NORMAL))  # 0 says undefined
 
     def _check_unique(self, vocabulary: Vocabulary) -> None:
         index = vocabulary.index
