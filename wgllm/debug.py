@@ -1,6 +1,6 @@
 """Switches of the environment, all in one place.
 
-``WGLLM_DEBUG`` 1: tracebacks.
+``WGLLM_DEBUG=1``: tracebacks.
 ``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
 """
 
@@ -10,9 +10,9 @@ import os
 
 
 def level() -> int:
-    """``WGLLM_DEBUG`` as a number, 0 when unset."""
-    value = os.environ.get("WGLLM_DEBUG", "0")
-    return int(value) if value.isdigit() else 0
+    """``WGLLM_DEBUG`` as a number: 0 when unset or empty, 1 when it is no number."""
+    value = os.environ.get("WGLLM_DEBUG") or "0"
+    return int(value) if value.isdecimal() else 1
 
 
 def fusion_off() -> frozenset[str] | None:

@@ -20,6 +20,12 @@ from wgllm.errors import DownloadError, printable
 
 POLL_SECONDS = 0.25
 
+# `-m pip` would run a pip.py of the folder the user happens to be in; -P is not there before Python 3.11, and from
+# another folder the relative paths of the user's settings would lead astray.
+_PIP = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "import runpy; runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+)
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 # Settings that would change what one pinned download means. Where to download from stays the user's choice.
 _DROPPED = ("PIP_REQUIREMENT", "PIP_CONSTRAINT", "PIP_QUIET", "PIP_VERBOSE", "PIP_PLATFORM", "PIP_ABI")
@@ -73,7 +79,7 @@ def _command(part: Part, folder: Path, wheels: Path) -> list[str]:
     options += ["--no-cache-dir", "--disable-pip-version-check"]
     options += ["--progress-bar", "raw" if _pip_version() >= (24, 1) else "off"]
     return [
-        *(sys.executable, "-m", "pip", "download", *options),
+        *(sys.executable, "-c", _PIP, "download", *options),
         *("--requirement", str(requirements), "--dest", str(wheels)),
     ]
 
@@ -91,8 +97,6 @@ def _environment(temporary: Path) -> dict[str, str]:
     env |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     # "0" beats a configuration file, too. A virtual environment does not matter where nothing is installed.
     env["PIP_REQUIRE_VIRTUALENV"] = "0"
-    # `-m` would import a pip.py from the folder the user happens to be in.
-    env["PYTHONSAFEPATH"] = "1"
     env["PYTHONIOENCODING"] = "utf-8"
     return env
 

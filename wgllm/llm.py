@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wgllm import models
 from wgllm.backends.base import LoadOptions
 from wgllm.backends.numpy_program import NumpyExecutor
-from wgllm.backends.numpy_weights import available_memory
+from wgllm.backends.numpy_weights import available_memory, total_memory
 from wgllm.backends.segments import Pipeline
 from wgllm.builtin_templates import template_source
 from wgllm.cache import KVCache, cell_counts, state_bytes
@@ -37,6 +37,8 @@ BACKENDS = ("auto", "webgpu", "numpy")
 
 _DEFAULT_CTX = 8192
 _MIN_CTX = 512
+# Positions are int32.
+_MAX_CTX = 2**31 - 1
 # The share of free memory that the KV state may take by default.
 _KV_SHARE = 0.25
 # One node of a step should end well within 200 ms, since a cancel is seen between nodes: about this many
@@ -67,12 +69,12 @@ def load(
 ) -> Llm:
     """Opens a model and makes it ready to run, downloading it first when it is not here.
 
-    ``model`` is a name of the catalogue, a path, or a Hugging Face name. ``ctx_size`` None or 0 takes the smallest of
-    the model's own, 8192 and what fits memory. ``kv_type`` (f32, f16, q8_0, q4_0) is how the KV cache rounds; None is
-    f32, and ``kv_type_v`` says it for the values alone. ``memory`` bounds the bytes of float32 weights; what does not
-    fit is dequantized as it is used. ``threads`` bounds those that read weights and compute. ``batch_size`` is the most
-    tokens of a prompt that are read in one step; None takes what keeps a step short. Without ``flash_attention`` all
-    scores of attention are made at once.
+    ``model`` is a name of the catalogue, a path, or a Hugging Face name. ``ctx_size`` None takes the smallest of the
+    model's own, 8192 and what fits memory; 0 takes the model's own. ``kv_type`` (f32, f16, q8_0, q4_0) is how the KV
+    cache rounds; None is f32, and ``kv_type_v`` says it for the values alone. ``memory`` bounds the bytes of float32
+    weights; what does not fit is dequantized as it is used. ``threads`` bounds those that read weights and compute.
+    ``batch_size`` is the most tokens of a prompt that are read in one step; None takes what keeps a step short. Without
+    ``flash_attention`` all scores of attention are made at once.
 
     ``rope_scaling`` (none, linear), ``rope_scale`` (the context grows by this factor) and ``rope_freq_base`` change how
     positions are encoded; ``overrides`` replace any of the file's metadata. ``chat_template`` is the name of a built-in
@@ -139,20 +141,30 @@ def largest_step(graph: Graph) -> int:
 
 
 def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int) -> int:
-    """The context in tokens: what was asked, else min(the model's, 8192, what fits a quarter of free memory)."""
+    """The context in tokens: what was asked (0: the model's own), else min(that, 8192, what fits memory)."""
     trained = model.config.n_ctx_train
     if asked is not None and asked < 0:
         raise UsageError(f"a context of {asked} tokens makes no sense")
-    if asked:
-        return asked
+    if asked is not None:
+        ctx = asked or trained
+        if ctx > _MAX_CTX:
+            raise UsageError(f"a context of {ctx} tokens is too large; {_MAX_CTX} are the most")
+        # Cells are taken when they are first written, so that only what can never be there is refused.
+        if (need := _state_bytes(model, ctx, step_rows)) > (has := total_memory()):
+            raise UsageError(
+                f"a context of {ctx} tokens takes {need / 2**30:,.1f} GiB, more than the {has / 2**30:,.1f} GiB of "
+                "this machine; a smaller one (-c) is needed"
+            )
+        return ctx
     ctx = min(trained, _DEFAULT_CTX)
     room = available_memory() * _KV_SHARE
-    while (
-        ctx > _MIN_CTX
-        and state_bytes(model.graph, cell_counts(model.graph.windows, ctx, step_rows, 1), 4) > room
-    ):
+    while ctx > _MIN_CTX and _state_bytes(model, ctx, step_rows) > room:
         ctx //= 2
     return ctx
+
+
+def _state_bytes(model: models.ModelGraph, ctx: int, step_rows: int) -> int:
+    return state_bytes(model.graph, cell_counts(model.graph.windows, ctx, step_rows, 1), 4)
 
 
 class Llm:

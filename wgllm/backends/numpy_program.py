@@ -173,6 +173,10 @@ class NumpyProgram:
         return sum(m.nbytes for m, _ in self._products())
 
     @property
+    def head_bytes(self) -> int:
+        return sum(m.nbytes for m, rows in self._products() if rows == OUT_ROWS)
+
+    @property
     def products(self) -> tuple[int, int]:
         sizes = {ROWS: 0, OUT_ROWS: 0}
         for matrix, rows in self._products():

@@ -10,10 +10,9 @@ from wgllm.backends.base import Array, Ints, LoadOptions, StateArray
 from wgllm.backends.numpy_weights import allocate
 from wgllm.errors import UsageError
 from wgllm.graph import Graph, Tensor
+from wgllm.kv_types import KV_TYPES
 from wgllm.ops import Dim
 from wgllm.quant import format_by_name
-
-KV_TYPES = ("f32", "f16", "q8_0", "q4_0")
 
 
 class NumpyState:

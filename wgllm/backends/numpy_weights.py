@@ -129,7 +129,11 @@ def allocate(shape: tuple[int, ...], *, huge_pages: bool) -> F32:
     Huge pages suit what is written whole: first touch of 540 MB took 1.55 s in 4 KiB pages and 0.35 s in huge ones.
     They harm what is written here and there: a few cells of each KV state would touch hundreds of megabytes.
     """
-    memory = mmap.mmap(-1, max(4, 4 * math.prod(shape)))
+    n = 4 * math.prod(shape)
+    try:
+        memory = mmap.mmap(-1, max(4, n))
+    except (OSError, OverflowError, ValueError) as error:
+        raise MemoryError(f"the system has no {n} bytes") from error
     advice = "MADV_HUGEPAGE" if huge_pages else "MADV_NOHUGEPAGE"
     if hasattr(mmap, advice):
         # A kernel without huge pages refuses the advice, which changes nothing.
@@ -201,6 +205,13 @@ def available_memory() -> int:
     import psutil
 
     return min(int(psutil.virtual_memory().available), _container_memory())
+
+
+def total_memory() -> int:
+    """Bytes of memory and of swap that the machine has."""
+    import psutil
+
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
 
 
 def _container_memory(folder: Path = Path("/sys/fs/cgroup")) -> int:

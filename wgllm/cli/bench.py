@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -52,7 +53,8 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
     """Measure prompt processing (pp) and generation (tg) speed.
 
     After each run the memory bandwidth of a float32 matrix-vector product and the speed of a matrix product are
-    measured too; the shares are of these, in the same run.
+    measured too; the shares are of these, in the same run. Unless -c is given the context is as large as the tests
+    need, at least 512.
 
     \b
     Examples:
@@ -68,12 +70,16 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
     tests = [("pp", n) for n in _lengths(prompts)] + [("tg", n) for n in _lengths(generations)]
     if not tests:
         raise UsageError("there is nothing to measure: give -p or -n")
-    if not model_args["ctx_size"]:
-        model_args["ctx_size"] = max(512, *(n + 1 for _, n in tests))
+    need = max(_context_of(*test) for test in tests)
+    if model_args["ctx_size"] is None:
+        model_args["ctx_size"] = max(512, need)
+    elif model_args["ctx_size"]:  # else the model's, which is not known yet
+        _check_context(need, model_args["ctx_size"])
     with load_model(**model_args) as llm:
         from wgllm.engine import Engine
 
         assert isinstance(llm.engine, Engine) and llm.model is not None
+        _check_context(need, llm.ctx_size)
         machine = _Machine()
         if not as_json:
             click.echo(
@@ -129,6 +135,18 @@ class _Machine:
         return statistics.median(self._flops)
 
 
+def _context_of(kind: str, n: int) -> int:
+    """Cells that a test fills."""
+    return n if kind == "pp" else n + 1
+
+
+def _check_context(need: int, ctx_size: int) -> None:
+    if ctx_size < need:
+        raise UsageError(
+            f"a context of {ctx_size} tokens is too small for these tests; they need {need} (-c)"
+        )
+
+
 def _measure(engine: Engine, kind: str, n: int, repetitions: int, machine: _Machine) -> dict[str, Any]:
     """Median speed of a test: ``pp`` reads n tokens from empty, ``tg`` makes n after one."""
     from wgllm.engine import Request, run_request
@@ -152,13 +170,17 @@ def _measure(engine: Engine, kind: str, n: int, repetitions: int, machine: _Mach
         sum(sizes) for sizes in zip(*(p.products for p in engine.pipeline.programs), strict=True)
     )
     flops_per_token = 2 * (per_row + per_out_row / n)
+    # A prompt is read in steps, of which the last alone has logits.
+    head_bytes = sum(p.head_bytes for p in engine.pipeline.programs)
+    steps = math.ceil(n / engine.largest_step)
+    prompt_bytes = steps * (weight_bytes - head_bytes) + head_bytes
     return {
         "test": f"{kind}{n}",
         "tok_s": round(rate, 2),
         "tok_s_min": round(min(rates), 2),
         "tok_s_max": round(max(rates), 2),
         "repetitions": repetitions,
-        "bytes_per_token": weight_bytes if kind == "tg" else weight_bytes / n,
+        "bytes_per_token": weight_bytes if kind == "tg" else prompt_bytes / n,
         "bandwidth_share": round(weight_bytes * rate / machine.bandwidth, 4) if kind == "tg" else None,
         "flops_share": round(flops_per_token * rate / machine.flops, 4) if kind == "pp" else None,
         "gemv_bytes_s": round(machine.bandwidth),

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from wgllm.errors import UsageError
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """click's settings of every command."""
+
+_SILENCE_SECONDS = 1.0
 
 
 def use_utf8() -> None:
@@ -58,17 +61,35 @@ def loading_bar(what: str) -> Callable[[int, int], None] | None:
     return progress
 
 
-def read_text(path: str) -> str:
-    """A file's text, or stdin's for ``-``. Raises UsageError."""
+def read_text(path: str, *, tell: bool = False) -> str:
+    """A file's text, or stdin's for ``-``, without a byte order mark and with lines that end in \\n.
+
+    With ``tell`` a line on stderr says that stdin is waited for when it says nothing. Raises UsageError.
+    """
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8")
+        data = _read_stdin(tell) if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{'stdin' if path == '-' else path}: not UTF-8 text (byte {error.start})"
         ) from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
+
+
+def _read_stdin(tell: bool) -> bytes:
+    if sys.stdin is None:
+        raise UsageError("stdin is closed")
+    stdin = sys.stdin.buffer
+    timer = threading.Timer(_SILENCE_SECONDS, say, ["waiting for stdin, a pipe; `< /dev/null` leaves it out"])
+    timer.daemon = True
+    if tell:
+        timer.start()
+    try:
+        first = stdin.read(1)
+    finally:
+        timer.cancel()
+    return first + stdin.read()
 
 
 def stdin_is_piped() -> bool:

@@ -17,7 +17,9 @@ from wgllm.cli.console import CONTEXT, use_utf8
 
 # Run in a process of its own: a broken driver may abort or hang the process that asks it.
 _ASK = """
-import json, sys
+import sys
+sys.path[:] = [p for p in sys.path if p]  # no modules from the folder the user happens to be in
+import json
 import wgpu
 found = []
 for adapter in wgpu.gpu.enumerate_adapters_sync():

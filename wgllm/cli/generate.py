@@ -37,6 +37,8 @@ def generate_command(
 ) -> int:
     """Generate text from a prompt: the argument, -p, -f and a pipe are joined in this order.
 
+    A pipe is read to its end: where stdin stays open but brings nothing, add < /dev/null.
+
     \b
     Examples:
       wgllm generate -p "Write a haiku about rain."
@@ -60,7 +62,9 @@ def generate_command(
     system = system_prompt(options.system, options.system_file, escapes)
     alone = not options.interactive and options.prompts is None
     piped = alone and options.system_file != "-"
-    text = join_prompts([prompt_argument, options.prompt], options.files, escapes, pipe=piped)
+    text = join_prompts(
+        [prompt_argument, options.prompt], options.files, escapes, pipe=piped, tell=not options.quiet
+    )
     if alone and not text:
         raise UsageError(
             "there is no prompt; give one as an argument, with -p, -f or through a pipe, or talk with -i"

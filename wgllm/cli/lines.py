@@ -34,7 +34,8 @@ class Lines:
         self._readline: ModuleType | None = None
         self._history: _History | None = None
         if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+            # What editors of Windows write begins with a byte order mark.
+            sys.stdin.reconfigure(encoding="utf-8" if self.typed else "utf-8-sig", errors="replace")
         if self.typed and sys.stdout.isatty() and not simple:
             try:
                 import readline

@@ -49,14 +49,16 @@ def perplexity_command(
     use_utf8()
     if file is None and not stdin_is_piped():
         raise UsageError("there is no text; give it with -f or through a pipe")
-    text = read_text(file or "-")
-    chunk = model_args["ctx_size"] = model_args["ctx_size"] or _CHUNK
+    text = read_text(file or "-", tell=file is None)
+    if model_args["ctx_size"] is None:
+        model_args["ctx_size"] = _CHUNK
     started = time.perf_counter()
     with load_model(**model_args) as llm:
         from wgllm.engine import Engine
         from wgllm.perplexity import measure
 
         assert isinstance(llm.engine, Engine)
+        chunk = llm.ctx_size
         tokens = llm.tokenize(text)
         if len(tokens) < chunk and not as_json:
             say(f"the text has {len(tokens)} tokens, fewer than a chunk of {chunk}: all are counted")

@@ -45,22 +45,32 @@ class Escapes:
     def typed(self, text: str) -> str:
         return _text(_bytes(text)) if self.mode is False else unescape(text)
 
-    def read(self, path: str) -> str:
-        text = read_text(path)
+    def read(self, path: str, *, tell: bool = False) -> str:
+        text = read_text(path, tell=tell)
         return unescape(text) if self.mode else text
 
 
 def join_prompts(
-    prompts: list[str | None], files: tuple[str, ...], escapes: Escapes, *, pipe: bool = True
+    prompts: list[str | None],
+    files: tuple[str, ...],
+    escapes: Escapes,
+    *,
+    pipe: bool = True,
+    tell: bool = False,
 ) -> str:
     """The parts of the prompt in order; stdin once, where it is named or else at the end when it is piped.
 
-    Empty when there is none. ``pipe`` False leaves a pipe that is not named to others.
+    Empty when there is none. ``pipe`` False leaves a pipe that is not named to others, ``tell`` says so when
+    such a pipe is waited for.
     """
     sources = [("-" if p == "-" else None, p) for p in prompts if p is not None] + [(f, None) for f in files]
     if pipe and not any(path == "-" for path, _ in sources) and stdin_is_piped():
         sources.append(("-", None))
-    parts = [escapes.typed(text or "") if path is None else escapes.read(path) for path, text in sources]
+    else:
+        tell = False
+    parts = [
+        escapes.typed(text or "") if path is None else escapes.read(path, tell=tell) for path, text in sources
+    ]
     parts = [part for part in parts if part]
     return "\n\n".join([*(part.rstrip("\n") for part in parts[:-1]), *parts[-1:]])
 

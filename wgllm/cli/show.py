@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wgllm.cli.console import CONTEXT, use_utf8, write_text
-from wgllm.cli.options import DEFAULT_MODEL, KV_TYPES, complete_models, model_name, parse_overrides
+from wgllm.cli.options import DEFAULT_MODEL, complete_models, model_name, parse_overrides
 from wgllm.errors import ModelFileError, UsageError, printable
+from wgllm.kv_types import KV_BITS, KV_TYPES
 
 if TYPE_CHECKING:
     from wgllm.formats.model_file import ModelFile
-
-_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 
 
 @click.command("show", context_settings=CONTEXT)
@@ -118,7 +117,7 @@ def _memory(file: ModelFile, ctx_size: int, kv_type: str) -> dict[str, Any]:
     from wgllm.llm import largest_step
     from wgllm.models.config import Keys
 
-    bytes_per_number = _BITS[kv_type] / 8
+    bytes_per_number = KV_BITS[kv_type] / 8
     try:
         built = models.build(file)
     except ModelFileError as error:
@@ -138,6 +137,7 @@ def _memory(file: ModelFile, ctx_size: int, kv_type: str) -> dict[str, Any]:
             "ctx_size": ctx,
             "kv_type": kv_type,
             "kv_bytes": int(per_token * ctx * bytes_per_number),
+            "cpu_kv_bytes": per_token * ctx * 4,
         }
     ctx = ctx_size or built.config.n_ctx_train
     sizes = cell_counts(built.graph.windows, ctx, largest_step(built.graph), slots=1)
@@ -146,6 +146,7 @@ def _memory(file: ModelFile, ctx_size: int, kv_type: str) -> dict[str, Any]:
         "ctx_size": ctx,
         "kv_type": kv_type,
         "kv_bytes": state_bytes(built.graph, sizes, bytes_per_number),
+        "cpu_kv_bytes": state_bytes(built.graph, sizes, 4),
         "float32_bytes": sum(4 * file.tensors[name].size for name in used),
     }
 
@@ -195,6 +196,7 @@ def _print(facts: dict[str, Any], list_tensors: bool) -> None:
         click.echo(
             f"  KV cache, {memory['kv_type']}, {memory['ctx_size']:,} tokens: {_size(memory['kv_bytes'])}"
         )
+        click.echo(f"  KV cache on the CPU, float32 whatever -ctk says: {_size(memory['cpu_kv_bytes'])}")
     if "float32_bytes" in memory:
         click.echo(
             f"  weights on the CPU, float32: {_size(memory['float32_bytes'])} (dequantized as used if that is too much)"

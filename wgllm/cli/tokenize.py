@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -87,13 +86,13 @@ def tokenize_command(
 def _read(text: str | None, file: str | None) -> str:
     if text is not None and file is not None:
         raise UsageError("the text is given twice, as an argument and with -f")
-    if text == "-" or (text is None and file is None):
-        if text is None and not stdin_is_piped():
-            raise UsageError("there is no text; give it as an argument, with -f or through a pipe")
+    if text == "-":
         file = "-"
-    if file is not None:
-        return read_text(file if file == "-" else str(Path(file)))
-    return text or ""
+    elif text is not None:
+        return text
+    elif file is None and not stdin_is_piped():
+        raise UsageError("there is no text; give it as an argument, with -f or through a pipe")
+    return read_text(file or "-", tell=file is None)
 
 
 def _parse_ids(text: str, vocab_size: int) -> list[int]:
