@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wgllm.errors import UsageError
+from wgllm.quant import packing
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -29,6 +30,8 @@ class QuantFormat(abc.ABC):
     """Numbers per block."""
     type_size: int
     """Bytes per block."""
+    planes: packing.Planes
+    """What shaders read apart: bytes ``start, stop`` of each block, in the order of the planes."""
 
     _by_id: ClassVar[dict[int, QuantFormat]] = {}
     _by_name: ClassVar[dict[str, QuantFormat]] = {}
@@ -56,6 +59,22 @@ class QuantFormat(abc.ABC):
         Raises UsageError for the formats that wgllm only reads.
         """
         raise UsageError(f"wgllm reads {self.name} but cannot quantize to it")
+
+    def layout(self, n_blocks: int) -> packing.Layout:
+        """Where ``n_blocks`` blocks lie when they are packed."""
+        return packing.layout(self.planes, n_blocks, self.block_size)
+
+    def pack(self, blocks: U8) -> packing.Packed:
+        """``blocks [n, type_size]`` as shaders read them."""
+        layout = self.layout(len(blocks))
+        words = np.empty(layout.size, np.uint32)
+        layout.pack_into(words, blocks)
+        return packing.Packed(layout, words)
+
+    @property
+    def wgsl(self) -> str:
+        """The shader file that reads this format."""
+        return f"quant/{self.name.lower()}.wgsl"
 
     @property
     def bits_per_weight(self) -> float:

@@ -24,6 +24,7 @@ class IQ4_NL(ChunkedFormat):
     type_id = 20
     block_size = 32
     type_size = 18
+    planes = ((2, 18), (0, 2))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         _look_up(out, take_bytes(blocks, 2, 18), take_halves(blocks, 0))
@@ -36,6 +37,7 @@ class IQ4_XS(ChunkedFormat):
     type_id = 23
     block_size = 256
     type_size = 136
+    planes = ((8, 136), (0, 8))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scales = unpack(take_bytes(blocks, 4, 8), 4, 1)

@@ -23,6 +23,7 @@ class Q2_K(ChunkedFormat):
     type_id = 10
     block_size = 256
     type_size = 84
+    planes = ((16, 80), (0, 16), (80, 84))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scales = take_bytes(blocks, 0, 16)
@@ -41,6 +42,7 @@ class Q3_K(ChunkedFormat):
     type_id = 11
     block_size = 256
     type_size = 110
+    planes = ((32, 96), (0, 32), (96, 108), (108, 110))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scales = join(
@@ -57,6 +59,7 @@ class Q4_K(ChunkedFormat):
     type_id = 12
     block_size = 256
     type_size = 144
+    planes = ((0, 144),)
 
     def _decode(self, blocks: U8, out: F32) -> None:
         d, offset = _scales_and_offsets(blocks)
@@ -70,6 +73,7 @@ class Q5_K(ChunkedFormat):
     type_id = 13
     block_size = 256
     type_size = 176
+    planes = ((0, 176),)
 
     def _decode(self, blocks: U8, out: F32) -> None:
         d, offset = _scales_and_offsets(blocks)
@@ -86,6 +90,7 @@ class Q6_K(ChunkedFormat):
     type_id = 14
     block_size = 256
     type_size = 210
+    planes = ((0, 128), (128, 192), (192, 208), (208, 210))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scales = take_bytes(blocks, 192, 208).view(np.int8)

@@ -24,6 +24,7 @@ class Q4_0(ChunkedFormat):
     type_id = 2
     block_size = 32
     type_size = 18
+    planes = ((2, 18), (0, 2))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         quants = unpack(take_bytes(blocks, 2, 18), 4, 16)
@@ -41,6 +42,7 @@ class Q4_1(ChunkedFormat):
     type_id = 3
     block_size = 32
     type_size = 20
+    planes = ((4, 20), (0, 4))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         dm = take_halves(blocks, 0, 2)
@@ -58,6 +60,7 @@ class Q5_0(ChunkedFormat):
     type_id = 6
     block_size = 32
     type_size = 22
+    planes = ((6, 22), (2, 6), (0, 2))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scale(out, minus(_five_bits(blocks, 2), 16), take_halves(blocks, 0))
@@ -74,6 +77,7 @@ class Q5_1(ChunkedFormat):
     type_id = 7
     block_size = 32
     type_size = 24
+    planes = ((8, 24), (4, 8), (0, 4))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         dm = take_halves(blocks, 0, 2)
@@ -91,6 +95,7 @@ class Q8_0(ChunkedFormat):
     type_id = 8
     block_size = 32
     type_size = 34
+    planes = ((2, 34), (0, 2))
 
     def _decode(self, blocks: U8, out: F32) -> None:
         scale(out, take_bytes(blocks, 2, 34).view(np.int8), take_halves(blocks, 0))

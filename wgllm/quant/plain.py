@@ -15,6 +15,7 @@ class F32Format(QuantFormat):
     type_id = 0
     block_size = 1
     type_size = 4
+    planes = ((0, 4),)
 
     def dequantize_blocks(self, blocks: U8, out: F32) -> None:
         np.copyto(out, blocks.view(np.float32))
@@ -30,6 +31,7 @@ class F16Format(ChunkedFormat):
     type_id = 1
     block_size = 1
     type_size = 2
+    planes = ((0, 2),)
 
     def _decode(self, blocks: U8, out: F32) -> None:
         halves = blocks.view(np.uint16)
@@ -48,6 +50,7 @@ class BF16Format(ChunkedFormat):
     type_id = 30
     block_size = 1
     type_size = 2
+    planes = ((0, 2),)
 
     def _decode(self, blocks: U8, out: F32) -> None:
         upper, bits = blocks.view(np.uint16), out.view(np.uint32)

@@ -1,0 +1,175 @@
+"""The kernels that read no packed weights, each beside the NumPy operator that it stands for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.kernels.gpu import Gpu
+from tests.tolerances import KERNEL_ELEMENT
+from wgllm.backends import numpy as reference
+from wgllm.quant.base import F32
+from wgllm.wgsl import Constant, compose
+
+Ints = NDArray[np.int32]
+HIDDEN = np.finfo(np.float32).min
+
+
+def random(*shape: int, size: float = 1) -> F32:
+    return (np.random.default_rng(math.prod(shape)).standard_normal(shape) * size).astype(np.float32)
+
+
+def assert_close(got: F32, want: F32) -> None:
+    np.testing.assert_allclose(got, want, rtol=KERNEL_ELEMENT, atol=KERNEL_ELEMENT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "offset", "workgroup"),
+    [
+        (1, 576, 0.0, 64),
+        (7, 1, 0.0, 64),
+        (31, 33, 1.0, 32),
+        (3, 257, 0.0, 256),
+        (2, 31, 1.0, 1),
+        (9, 64, 0.0, 64),
+    ],
+)
+def test_rms_norm(gpu: Gpu, rows: int, width: int, offset: float, workgroup: int) -> None:
+    x, w = random(rows, width, size=30), random(width)
+    constants = {"ROWS": rows, "WIDTH": width, "EPS": 1e-5, "OFFSET": offset, "WORKGROUP": workgroup}
+    source = compose("kernels/rms_norm.wgsl", constants=constants)
+    got = gpu.run(source, "rms_norm", [x, w, np.zeros_like(x)]).view(np.float32).reshape(x.shape)
+    assert_close(got, reference.rms_norm(x, w, eps=1e-5, offset=offset))
+
+
+def test_rms_norm_of_zeros_is_zero(gpu: Gpu) -> None:
+    x = np.zeros((2, 33), np.float32)
+    source = compose("kernels/rms_norm.wgsl", constants={"ROWS": 2, "WIDTH": 33, "EPS": 1e-6})
+    assert not gpu.run(source, "rms_norm", [x, random(33), x + 1]).view(np.float32).any()
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "heads", "head_dim", "dim"), [(1, 1, 2, 2), (7, 3, 16, 16), (31, 5, 24, 10)]
+)
+def test_rope(gpu: Gpu, interleaved: bool, rows: int, heads: int, head_dim: int, dim: int) -> None:
+    x = random(rows, heads, head_dim)
+    pos = np.random.default_rng(0).integers(0, 5000, rows).astype(np.int32)
+    pos[0] = 0
+    options = {"theta": 10000.0, "dim": dim, "scale": 0.5}
+    table = reference.RopeTable(dim, 10000.0, 0.5, None).turns(np.arange(5000, dtype=np.int32)).pairs
+    constants = {"ROWS": rows, "HEADS": heads, "HEAD_DIM": head_dim, "DIM": dim, "INTERLEAVED": interleaved}
+    source = compose("kernels/rope.wgsl", constants=constants)
+    got = gpu.run(source, "rope", [x, pos, table.view(np.float32), np.zeros_like(x)]).view(np.float32)
+    assert_close(got.reshape(x.shape), reference.rope(x, pos, interleaved=interleaved, **options))
+
+
+def elementwise(gpu: Gpu, entry: str, a: F32, b: F32 | None = None, **constants: Constant) -> F32:
+    source = compose("kernels/elementwise.wgsl", constants={"COUNT": a.size, **constants})
+    buffers = [a, np.zeros_like(a)] if b is None else [a, np.zeros_like(a), b]
+    return gpu.run(source, entry, buffers, written=1).view(np.float32).reshape(a.shape)
+
+
+# Numbers that Gemma's activations reach, and where exp, tanh and cubes leave float32.
+FAR = np.float32(
+    [0, -0.0, 1e-30, 1e-4, -1e-4, 9, -9, 11, -11, 45, -45, 90, -90, 200, -200, 7e4, -7e4, 1e14, -1e14]
+)
+
+
+@pytest.mark.parametrize("x", [random(1), random(7, 31, size=3), FAR], ids=["one", "many", "far"])
+def test_functions(gpu: Gpu, x: F32) -> None:
+    assert_close(elementwise(gpu, "scale", x, PARAMETER=0.3), reference.scale(x, factor=0.3))
+    assert_close(elementwise(gpu, "softcap", x, PARAMETER=30.0) / 30, reference.softcap(x, cap=30.0) / 30)
+    with np.errstate(over="ignore"):
+        assert_close(elementwise(gpu, "silu", x), reference.silu(x))
+        assert_close(elementwise(gpu, "gelu_tanh", x), reference.gelu_tanh(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 31), (257, 3)])
+def test_sums_and_products(gpu: Gpu, shape: tuple[int, int]) -> None:
+    a, b = random(*shape), random(*shape)[::-1].copy()
+    np.testing.assert_array_equal(elementwise(gpu, "add", a, b), a + b)
+    np.testing.assert_array_equal(elementwise(gpu, "mul", a, b), a * b)
+    bias = random(shape[1])
+    np.testing.assert_array_equal(elementwise(gpu, "add_row", a, bias, WIDTH=shape[1]), a + bias)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "workgroup"), [(1, 1, 64), (7, 257, 64), (33, 31, 32), (4, 1000, 256)]
+)
+def test_softmax(gpu: Gpu, rows: int, width: int, workgroup: int) -> None:
+    x = random(rows, width, size=10)
+    x[:, width // 2 + 1 :: 3] = HIDDEN  # some are masked
+    x[0] = -1e5 + np.arange(width)
+    source = compose("kernels/softmax.wgsl", constants={"ROWS": rows, "WIDTH": width, "WORKGROUP": workgroup})
+    got = gpu.run(source, "softmax", [x, np.zeros_like(x)]).view(np.float32).reshape(x.shape)
+    assert_close(got, reference.softmax(x))
+    assert (got[x == HIDDEN] == 0).all()
+
+
+def test_softmax_of_a_row_that_sees_nothing_is_finite(gpu: Gpu) -> None:
+    x = np.full((2, 33), HIDDEN, np.float32)
+    source = compose("kernels/softmax.wgsl", constants={"ROWS": 2, "WIDTH": 33})
+    assert np.isfinite(gpu.run(source, "softmax", [x, np.zeros_like(x)]).view(np.float32)).all()
+
+
+def cells_of(slots: int, cells: int) -> Ints:
+    """Positions that the cells of each slot hold: a ring gone round, one half full, an empty one, …"""
+    held = np.full((slots, cells), -1, np.int32)
+    for s, length in zip(range(slots), (cells + cells // 3, cells // 2, 0), strict=False):
+        pos = np.arange(length, dtype=np.int32)
+        held[s, pos % cells] = pos
+    return held
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize(("heads", "cells"), [(1, 7), (3, 33)])
+def test_mask(gpu: Gpu, window: int | None, heads: int, cells: int) -> None:
+    cell_pos = cells_of(3, cells)
+    pos = np.int32([0, cells // 3, cells, cells // 2 - 1, cells - 1, -1, 0])
+    slot = np.int32([0, 0, 0, 1, 1, 1, 2])
+    scores = random(len(pos), heads, cells)
+    constants = {"ROWS": len(pos), "HEADS": heads, "CELLS": cells, "WINDOW": window or 0}
+    source = compose("kernels/mask.wgsl", constants=constants)
+    got = gpu.run(source, "mask", [scores, cell_pos, pos, slot, np.zeros_like(scores)]).view(np.float32)
+    want = reference.mask(scores, cell_pos, pos, slot, window=window)
+    np.testing.assert_array_equal(got.reshape(scores.shape), np.maximum(want, HIDDEN))
+
+
+SLOTS, CELLS = 3, 9
+# The rows of a step never meet in a cell. The last one is padding.
+POS = np.int32([0, 8, 10, 30, 4, 5, -1])
+SLOT = np.int32([0, 0, 0, 2, 1, 1, 2])
+
+
+def test_cell_write(gpu: Gpu) -> None:
+    cell_pos = cells_of(SLOTS, CELLS)
+    source = compose("kernels/cell_write.wgsl", constants={"ROWS": len(POS), "CELLS": CELLS})
+    got = (
+        gpu.run(source, "cell_write", [POS, SLOT, cell_pos], groups=1).view(np.int32).reshape(cell_pos.shape)
+    )
+    reference.cell_write(cell_pos, POS[:-1], SLOT[:-1])
+    np.testing.assert_array_equal(got, cell_pos)
+
+
+def test_select_rows(gpu: Gpu) -> None:
+    x, out_rows = random(7, 31), np.int32([6, 0, 6, 3])
+    source = compose("kernels/select_rows.wgsl", constants={"OUT_ROWS": 4, "WIDTH": 31})
+    got = gpu.run(source, "select_rows", [x, out_rows, np.zeros((4, 31), np.float32)], groups=1).view(
+        np.float32
+    )
+    np.testing.assert_array_equal(got.reshape(4, 31), reference.select_rows(x, out_rows))
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "workgroup"), [(1, 1, 64), (7, 257, 64), (5, 31, 32), (2, 5000, 256)]
+)
+def test_argmax_takes_the_first_of_the_largest(gpu: Gpu, rows: int, width: int, workgroup: int) -> None:
+    x = np.round(random(rows, width) * 2)  # many equals
+    x[-1] = -1e30
+    source = compose("kernels/argmax.wgsl", constants={"ROWS": rows, "WIDTH": width, "WORKGROUP": workgroup})
+    got = gpu.run(source, "argmax", [x, np.full(rows, -1, np.int32)]).view(np.int32)
+    np.testing.assert_array_equal(got, x.argmax(axis=1))

@@ -1,0 +1,118 @@
+"""The layout that shaders read holds every byte of every block, in one place, aligned."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from wgllm.quant import QuantFormat, all_formats, packing
+from wgllm.quant.base import U8
+from wgllm.wgsl import shader_file
+
+FORMATS = list(all_formats())
+every_format = pytest.mark.parametrize("fmt", FORMATS, ids=[f.name for f in FORMATS])
+COUNTS = (1, 2, 3, 7, 8, 31, 32, 33, 257)
+
+
+def random_blocks(fmt: QuantFormat, n: int) -> U8:
+    return np.random.default_rng(n).integers(0, 256, (n, fmt.type_size), dtype=np.uint8)
+
+
+def unpack(fmt: QuantFormat, packed: packing.Packed) -> U8:
+    data = packed.words.view(np.uint8)
+    n = packed.layout.n_blocks
+    blocks = np.zeros((n, fmt.type_size), np.uint8)
+    for (start, stop), offset in zip(fmt.planes, packed.layout.offsets, strict=True):
+        plane = data[4 * offset :][: n * (stop - start)]
+        blocks[:, start:stop] = plane.reshape(n, -1)
+    return blocks
+
+
+@every_format
+@pytest.mark.parametrize("n", COUNTS)
+def test_round_trip(fmt: QuantFormat, n: int) -> None:
+    blocks = random_blocks(fmt, n)
+    packed = fmt.pack(blocks)
+    assert packed.words.dtype == np.uint32
+    np.testing.assert_array_equal(unpack(fmt, packed), blocks)
+
+
+@every_format
+def test_planes_hold_each_byte_once(fmt: QuantFormat) -> None:
+    covered = sorted(i for start, stop in fmt.planes for i in range(start, stop))
+    assert covered == list(range(fmt.type_size))
+
+
+@every_format
+@pytest.mark.parametrize("n", COUNTS)
+def test_planes_are_aligned_and_nothing_else_is_added(fmt: QuantFormat, n: int) -> None:
+    layout = fmt.layout(n)
+    assert [offset % 4 for offset in (*layout.offsets, layout.size)] == [0] * (len(fmt.planes) + 1)
+    assert list(layout.offsets) == sorted(set(layout.offsets))
+    # Formats of single numbers are padded to groups of 32, so that a shader reads no further than the buffer.
+    numbers = n if fmt.block_size > 1 else -(-n // 32) * 32
+    assert 0 <= 4 * layout.size - numbers * fmt.type_size < 16 * len(fmt.planes)
+    assert layout.constants == {f"PLANE_{i}": offset for i, offset in enumerate(layout.offsets)}
+
+
+@every_format
+def test_pieces_in_any_order_make_the_same_words(fmt: QuantFormat) -> None:
+    blocks = random_blocks(fmt, 33)
+    whole = fmt.pack(blocks)
+    words = np.full(whole.layout.size, 0xDEADBEEF, np.uint32)
+    for first, last in ((7, 32), (32, 33), (0, 1), (1, 7)):
+        whole.layout.pack_into(words, blocks[first:last], first)
+    np.testing.assert_array_equal(words, whole.words)
+
+
+@every_format
+def test_many_blocks(fmt: QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_CHUNK", 1000)  # several chunks, the last one short
+    blocks = random_blocks(fmt, 1001)
+    np.testing.assert_array_equal(unpack(fmt, fmt.pack(blocks)), blocks)
+
+
+def test_padding_is_zero() -> None:
+    fmt = next(f for f in FORMATS if f.name == "Q4_0")
+    words = np.full(fmt.layout(1).size, 0xFFFFFFFF, np.uint32)
+    fmt.layout(1).pack_into(words, random_blocks(fmt, 1))
+    assert words[fmt.layout(1).offsets[1] :].view(np.uint8)[2:].tolist() == [0] * 14
+
+
+@pytest.mark.parametrize(("n", "first", "size"), [(3, 6, 0), (1, -1, 0), (3, 0, 4)])
+def test_pieces_that_do_not_fit_are_refused(n: int, first: int, size: int) -> None:
+    fmt = FORMATS[2]
+    layout = fmt.layout(8)
+    with pytest.raises(ValueError, match="do not fit"):
+        layout.pack_into(np.zeros(layout.size + size, np.uint32), random_blocks(fmt, n), first)
+
+
+def test_every_format_has_a_shader_that_reads_its_planes() -> None:
+    for fmt in FORMATS:
+        declared = re.findall(r"^//!const (\w+)", shader_file(fmt.wgsl), re.M)
+        assert declared == [f"PLANE_{i}" for i in range(len(fmt.planes))], fmt.name
+    there = {f"quant/{f.name}" for f in files("wgllm.shaders").joinpath("quant").iterdir()}
+    assert there == {fmt.wgsl for fmt in FORMATS}
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "head_dim", "scales", "size"),
+    [
+        ("f32", 64, 3 * 64, 192),
+        ("f16", 20, 30, 32),
+        ("q8_0", 64, 48, 52),
+        ("q8_0", 96, 72, 80),
+        ("q4_0", 32, 12, 16),
+    ],
+)
+def test_state_of_three_cells(kv_type: str, head_dim: int, scales: int, size: int) -> None:
+    assert packing.state_layout(kv_type, 3, head_dim) == packing.StateLayout(scales, size)
+
+
+@pytest.mark.parametrize(("kv_type", "head_dim"), [("f16", 6), ("q8_0", 80), ("q4_0", 16)])
+def test_heads_that_are_no_whole_blocks_are_refused(kv_type: str, head_dim: int) -> None:
+    with pytest.raises(ValueError, match=f"heads of {head_dim} numbers can't be kept as {kv_type}"):
+        packing.state_layout(kv_type, 1, head_dim)
