@@ -24,7 +24,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
-from wgllm.errors import ModelFileError, UsageError, printable
+from wgllm.errors import ModelFileError, UsageError, WgllmError, printable
 from wgllm.template_guards import Budget, Refusal
 from wgllm.template_sandbox import TemplateEnvironment
 from wgllm.tokenizer.base import Tokenizer
@@ -41,15 +41,23 @@ _ASSISTANT = frozenset(("assistant", "model"))
 _OTHER_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
 _OWN_TAGS = re.compile(r"</?(think|thinking|reasoning|answer|tool_\w+)>")
 _MAX_DEPTH = 32
+# What a rendering gives the template itself.
+_RESERVED = {"messages", "tools", "add_generation_prompt", "self"} | {
+    "range", "dict", "namespace", "raise_exception", "strftime_now"
+}  # fmt: skip
 _PRIVATE_USE = range(0xE000, 0xF900)
 
 
 class ChatTemplate:
     """A model's chat template (Jinja, as transformers runs it), bounded in time and memory."""
 
-    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
-        """Raises ModelFileError when ``source`` is not a template."""
+    def __init__(self, source: str, tokenizer: Tokenizer, *, origin: str | None = None) -> None:
+        """``origin`` is what errors call a template of the user's; None: it is the model file's.
+
+        Raises ModelFileError, or with an ``origin`` UsageError, when ``source`` is not a template.
+        """
         self.source = source
+        self._origin = origin
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._environment = TemplateEnvironment()
@@ -64,13 +72,14 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **kwargs: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for ``messages`` (each with ``role`` and ``content``) as text.
 
-        Raises UsageError when the template refuses the messages, ModelFileError when it fails.
+        The template gets ``variables`` too. Raises UsageError when it refuses the messages, ModelFileError when it
+        fails (UsageError, when it is the user's).
         """
-        return self._render(self._inputs(messages, tools, kwargs), add_generation_prompt)
+        return self._render(self._inputs(messages, tools, variables), add_generation_prompt)
 
     def render_segments(
         self,
@@ -78,10 +87,10 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **kwargs: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> Segments:
         """Like ``render``, in pieces: (text, whether special tokens in it are meant as such)."""
-        inputs = self._inputs(messages, tools, kwargs)
+        inputs = self._inputs(messages, tools, variables)
         text = self._render(inputs, add_generation_prompt)
         disguise = self._disguise(inputs)
         if disguise is None:
@@ -110,7 +119,7 @@ class ChatTemplate:
                 raise self._failure(error) from None
         return "".join(parts)
 
-    def _inputs(self, messages: Any, tools: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _inputs(self, messages: Any, tools: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """Plain copies of what the caller gave, with the errors that templates would word badly."""
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise UsageError("messages must be a list of objects with role and content")
@@ -122,7 +131,10 @@ class ChatTemplate:
             if not self._is_role(message["role"]):
                 shown = printable(repr(message["role"]), 60)
                 raise UsageError(f"message {i} has the role {shown}, which is no role")
-        inputs: dict[str, Any] = _plain({**kwargs, "messages": list(messages), "tools": tools})
+        if tools is not None and not _is_list_of_objects(tools):
+            raise UsageError("tools must be a list of objects")
+        check_variables(given or {})
+        inputs: dict[str, Any] = _plain({**(given or {}), "messages": list(messages), "tools": tools})
         return inputs
 
     def _is_role(self, role: str) -> bool:
@@ -205,7 +217,7 @@ class ChatTemplate:
                 spans.append((len(text) - k, len(text)))
         return spans
 
-    def _failure(self, error: Exception) -> ModelFileError:
+    def _failure(self, error: Exception) -> WgllmError:
         if isinstance(error, TemplateSyntaxError):
             problem = f"line {error.lineno}: {error.message}"
         elif isinstance(error, RecursionError):
@@ -213,7 +225,10 @@ class ChatTemplate:
         else:
             line = _template_line(error)
             problem = f"{f'line {line}: ' if line else ''}{str(error) or type(error).__name__}"
-        return ModelFileError(self._tokenizer.path, _FIELD, " ".join(problem.split()))
+        problem = " ".join(problem.split())
+        if self._origin is not None:
+            return UsageError(f"{printable(self._origin)}: {printable(problem)}")
+        return ModelFileError(self._tokenizer.path, _FIELD, problem)
 
 
 class _Disguise:
@@ -242,6 +257,21 @@ def encode_chat(tokenizer: Tokenizer, segments: Iterable[tuple[str, bool]]) -> l
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids.insert(0, tokenizer.bos_id)
     return ids
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Raises UsageError when a variable for the template has a name that is taken."""
+    for name in variables:
+        if name in _RESERVED:
+            raise UsageError(f"a variable for the chat template may not be named {name!r}")
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and all(isinstance(inner, Mapping) for inner in value)
+    )
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

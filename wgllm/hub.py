@@ -19,12 +19,10 @@ __all__ = [
     "Progress",
     "SilentProgress",
     "cache_folder",
-    "catalog",
     "files_of",
     "find_installed",
     "identify",
     "installed",
-    "is_installed",
     "place",
     "remove",
     "resolve",
@@ -111,11 +109,6 @@ def identify(name: str | os.PathLike[str], catalog: Catalog | None = None) -> En
     raise ModelNotFoundError(_unknown(text, catalog))
 
 
-def catalog() -> list[Entry]:
-    """The models that can be fetched by name."""
-    return list(load_catalog())
-
-
 def find_installed(entry: Entry) -> Path | None:
     """Where the model is, if it is here in its full size; ``resolve`` looks closer before it is used."""
     if isinstance(entry, HubEntry):
@@ -125,11 +118,6 @@ def find_installed(entry: Entry) -> Path | None:
         return found[0] if found else None
     assert isinstance(entry, WheelEntry)
     return place(entry) if size_of(place(entry)) == entry.size else None
-
-
-def is_installed(entry: Entry) -> bool:
-    """Whether the file is there in its full size; ``resolve`` looks closer before it is used."""
-    return find_installed(entry) is not None
 
 
 def installed(catalog: Catalog | None = None) -> list[Installed]:
@@ -152,9 +140,9 @@ def files_of(name: str, *, catalog: Catalog | None = None) -> tuple[Path, ...]:
     target = identify(name, catalog)
     files: tuple[Path, ...] = ()
     if isinstance(target, (HubName, HubEntry)):
-        from wgllm.hub_hf import find_cached
+        from wgllm.hub_hf import all_copies
 
-        files = find_cached(target.repo, target.quant, getattr(target, "file", None))
+        files = all_copies(target.repo, target.quant, getattr(target, "file", None))
     elif isinstance(target, WheelEntry):
         files = leftovers(target)
     else:
@@ -167,7 +155,7 @@ def files_of(name: str, *, catalog: Catalog | None = None) -> tuple[Path, ...]:
 def remove(name: str, *, catalog: Catalog | None = None) -> int:
     """Deletes a fetched model and what an interrupted download left of it. Returns the bytes freed.
 
-    In the Hugging Face cache, that is the one model: nothing else that lies there.
+    In the Hugging Face cache, that is the one model, in all of its revisions: nothing else that lies there.
     """
     target = identify(name, catalog)
     if isinstance(target, WheelEntry):

@@ -49,22 +49,46 @@ class _Remote:
 
 
 def find_cached(repo: str, quant: str | None, file: str | None = None) -> tuple[Path, ...]:
-    """The files of the model that a name means, as far as the cache has it; empty when it has not."""
-    folder = cache.snapshot(repo)
-    cached = _models(cache.file_names(folder))
-    found = _named(cached, file) if file else _of_quant(cached, quant or DEFAULT_QUANT)
-    return tuple(folder / name for name in found[0]) if len(found) == 1 else ()
+    """The files of the model that a name means, of main's revision or else of another that is in the cache.
+
+    Empty when the cache has none, or main (else the first revision with any) has several.
+    """
+    return next(iter(_copies(repo, quant, file)), ())
+
+
+def all_copies(repo: str, quant: str | None, file: str | None = None) -> tuple[Path, ...]:
+    """What ``find_cached`` finds, and the same model's files of every other revision."""
+    copies = _copies(repo, quant, file)
+    return tuple(path for copy in copies for path in copy) if copies and copies[0] else ()
 
 
 def all_cached() -> list[Cached]:
-    """Every model in the Hugging Face cache."""
+    """Every model in the Hugging Face cache; one that several revisions have, once."""
     found = []
     for repo in cache.repos():
-        folder = cache.snapshot(repo)
-        for names in _models(cache.file_names(folder)):
+        for names, files in _cached(repo).items():
             quants = _QUANT.findall(names[0].rpartition("/")[2])
             tag = f":{quants[-1]}" if quants else ""
-            found.append(Cached(f"hf:{repo}{tag}", tuple(folder / n for n in names)))
+            found.append(Cached(f"hf:{repo}{tag}", files))
+    return found
+
+
+def _copies(repo: str, quant: str | None, file: str | None) -> list[tuple[Path, ...]]:
+    """The files of each revision that has what is meant; none where that is several models."""
+    copies: list[tuple[Path, ...]] = []
+    for folder in cache.snapshots(repo):
+        models = _models(cache.file_names(folder))
+        if found := _named(models, file) if file else _of_quant(models, quant or DEFAULT_QUANT):
+            copies.append(tuple(folder / name for name in found[0]) if len(found) == 1 else ())
+    return copies
+
+
+def _cached(repo: str) -> dict[tuple[str, ...], tuple[Path, ...]]:
+    """The names of each model in the cache, and its files, main's revision before the others."""
+    found: dict[tuple[str, ...], tuple[Path, ...]] = {}
+    for folder in cache.snapshots(repo):
+        for names in _models(cache.file_names(folder)):
+            found.setdefault(tuple(names), tuple(folder / n for n in names))
     return found
 
 
@@ -80,11 +104,9 @@ def fetch_from_hub(
 
     offline = constants.HF_HUB_OFFLINE or not download
     found = find_cached(repo, quant, file)
-    if not found and offline and quant is None and file is None:
+    if not found and offline and quant is None and file is None and (cached := _cached(repo)):
         # Without the network, the only model of the repository that is here is what was meant.
-        folder = cache.snapshot(repo)
-        if cached := _models(cache.file_names(folder)):
-            found = tuple(folder / name for name in _choose(cached, repo, None))
+        found = cached[tuple(_choose([list(names) for names in cached], repo, None))]
     damaged = [path for path in found if not cache.is_sound(path, progress)]
     if found and not damaged:
         return found[0]

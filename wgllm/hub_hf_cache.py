@@ -39,14 +39,18 @@ def repo_folder(repo: str) -> Path:
     return hub_folder() / f"models--{repo.replace('/', '--')}"
 
 
-def snapshot(repo: str) -> Path:
-    """The folder of the repository's main revision in the cache; it need not exist."""
+def snapshots(repo: str) -> list[Path]:
+    """The folders of the repository's revisions in the cache: that of main, then the others, the latest first."""
     folder = repo_folder(repo)
     try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        main = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        commit = ""
-    return folder / "snapshots" / (commit if _COMMIT.fullmatch(commit) else "none")
+        main = ""
+    try:
+        found = [p for p in (folder / "snapshots").iterdir() if _COMMIT.fullmatch(p.name)]
+        return sorted(found, key=lambda p: (p.name != main, -p.stat().st_mtime_ns, p.name))
+    except OSError:
+        return []
 
 
 def file_names(folder: Path) -> list[str]:

@@ -114,14 +114,17 @@ class BarProgress:
         self._bar = None
 
 
+def animates(stream: TextIO | None) -> bool:
+    """Whether lines may be redrawn there: a terminal that knows how to."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def stderr_progress() -> Progress:
     """The default: a bar where standard error is a terminal, lines where it is not, nothing without one."""
     stream = sys.stderr
     if stream is None:  # a Windows program without a console
         return SilentProgress()
-    if stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        return BarProgress(stream)
-    return LineProgress(stream)
+    return BarProgress(stream) if animates(stream) else LineProgress(stream)
 
 
 def size_text(size: float) -> str:

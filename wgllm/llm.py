@@ -20,7 +20,7 @@ from wgllm.backends.segments import Pipeline
 from wgllm.builtin_templates import template_source
 from wgllm.cache import KVCache, cell_counts, state_bytes
 from wgllm.engine import Engine, EngineLike, Event, Request, run_request
-from wgllm.errors import DeviceError, ModelFileError, PromptCacheError, UsageError
+from wgllm.errors import DeviceError, PromptCacheError, UsageError
 from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import ModelFile
 from wgllm.graph import Graph
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from wgllm.chat_template import ChatTemplate
+    from wgllm.hub_progress import Progress
 
 BACKENDS = ("auto", "webgpu", "numpy")
 
@@ -63,9 +64,11 @@ def load(
     rope_freq_base: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
+    chat_template_name: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     offline: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    download_progress: Progress | None = None,
 ) -> Llm:
     """Opens a model and makes it ready to run, downloading it first when it is not here.
 
@@ -78,8 +81,9 @@ def load(
 
     ``rope_scaling`` (none, linear), ``rope_scale`` (the context grows by this factor) and ``rope_freq_base`` change how
     positions are encoded; ``overrides`` replace any of the file's metadata. ``chat_template`` is the name of a built-in
-    template or the text of one, and each rendering gets ``chat_template_kwargs``. With ``offline`` nothing is
-    downloaded. ``progress`` is called with the bytes of weights read and their total.
+    template or the text of one (``chat_template_name`` is what errors call it), and each rendering gets
+    ``chat_template_kwargs``. With ``offline`` nothing is downloaded. ``progress`` is called with the bytes of weights
+    read and their total; ``download_progress`` is told of a download in place of standard error.
 
     Raises a ``WgllmError`` whose text is one line: model not found, bad file, unknown backend …
     """
@@ -90,14 +94,20 @@ def load(
     from wgllm.hub import resolve
 
     template = None if chat_template is None else template_source(chat_template)
+    if template != chat_template:
+        chat_template_name = chat_template
+    if chat_template_kwargs:
+        from wgllm.chat_template import check_variables
+
+        check_variables(chat_template_kwargs)
     options = LoadOptions({}, kv_type or "f32", memory, threads, progress, kv_type_v, flash_attention)
-    file = open_gguf(resolve(os.fspath(model), download=not offline), overrides)
+    file = open_gguf(resolve(os.fspath(model), download=not offline, progress=download_progress), overrides)
     try:
         file.override(rope_overrides(file.architecture, rope_scaling, rope_scale, rope_freq_base))
         llm = _load(file, ctx_size, options, batch_size)
         llm.template_kwargs = dict(chat_template_kwargs or {})
         if template is not None:
-            llm.use_template(template)
+            llm.use_template(template, chat_template_name)
         return llm
     except BaseException:
         file.close()
@@ -275,36 +285,49 @@ class Llm:
             return SamplingParams.from_metadata({}, **options)
         return SamplingParams.from_metadata(self._file.metadata, path=self._file.path, **options)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[Event]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Iterator[Event]:
         """The reply to ``messages`` (dicts with ``role`` and ``content``) by the model's chat template.
 
-        ``options`` are those of ``generate``. Special tokens in a message's text stay text.
+        ``tools`` (functions by JSON schema) go to the template, which may ignore them; ``options`` are those of
+        ``generate``. Special tokens in a message's text stay text.
         """
-        return self.generate(self.chat_tokens(messages), continuation=False, **options)
+        return self.generate(self.chat_tokens(messages, tools=tools), continuation=False, **options)
 
-    def chat_tokens(self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False) -> list[int]:
+    def chat_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = False,
+    ) -> list[int]:
         """The prompt that ``chat`` gives the model, as token ids. With ``parse_special`` messages may hold special
         tokens."""
         from wgllm.chat_template import encode_chat
 
+        template, variables = self.template, self.template_kwargs
         if parse_special:
-            return encode_chat(
-                self.tokenizer, [(self.template.render(messages, **self.template_kwargs), True)]
-            )
-        return encode_chat(self.tokenizer, self.template.render_segments(messages, **self.template_kwargs))
+            text = template.render(messages, tools=tools, variables=variables)
+            return encode_chat(self.tokenizer, [(text, True)])
+        return encode_chat(
+            self.tokenizer, template.render_segments(messages, tools=tools, variables=variables)
+        )
 
     @property
     def has_template(self) -> bool:
         return self._template is not None or (self._file is not None and self._file.chat_template is not None)
 
-    def use_template(self, source: str) -> None:
-        """Makes the text ``source`` the chat template. Raises UsageError when it is none."""
+    def use_template(self, source: str, name: str | None = None) -> None:
+        """Makes the text ``source`` the chat template; errors call it ``name``. Raises UsageError when it is none."""
         from wgllm.chat_template import ChatTemplate
 
-        try:
-            self._template = ChatTemplate(source, self.tokenizer)
-        except ModelFileError as error:
-            raise UsageError(f"the chat template: {error.problem}") from error
+        origin = "the chat template" if name is None else f"the chat template {name}"
+        self._template = ChatTemplate(source, self.tokenizer, origin=origin)
 
     @property
     def template(self) -> ChatTemplate:
@@ -323,7 +346,7 @@ class Llm:
         from wgllm import prompt_cache
 
         state, arrays = self._real_engine().save_state()
-        prompt_cache.write(Path(path), self._fingerprint(), self.kv_type, state, arrays)
+        prompt_cache.write(Path(path), self.fingerprint(), self.kv_type, state, arrays)
 
     def load_state(self, path: str | os.PathLike[str]) -> list[int]:
         """Fills the cache from a file; returns the tokens that it then holds, none when there is no such file.
@@ -333,7 +356,7 @@ class Llm:
         from wgllm import prompt_cache
 
         engine, path = self._real_engine(), Path(path)
-        saved = prompt_cache.read(path, self._fingerprint(), self.kv_type)
+        saved = prompt_cache.read(path, self.fingerprint(), self.kv_type)
         if saved is None:
             return []
         try:
@@ -342,7 +365,8 @@ class Llm:
             raise PromptCacheError(path, str(error)) from None
         return saved[0].tokens
 
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """What tells this model and its settings from any other: a hash of metadata, tensors and configuration."""
         from wgllm.prompt_cache import fingerprint
 
         assert self._file is not None and self.model is not None

@@ -112,7 +112,7 @@ def _read(
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PromptCacheError(path, f"is damaged: {type(error).__name__} in its header") from None
     if header.model != model:
-        raise PromptCacheError(path, "was made with another model")
+        raise PromptCacheError(path, "was made with another model, or other rope or override settings")
     if header.kv_type != kv_type:
         raise PromptCacheError(
             path, f"was made with KV cache type {header.kv_type}, not {kv_type} (-ctk sets it)"

@@ -135,13 +135,6 @@ class Rewrite(NodeTransformer):
         node.key = _weighed(node.key)  # a tuple's hash is that of all it holds
         return node.set_lineno(node.lineno)
 
-    def visit_Test(self, node: nodes.Test) -> nodes.Node:
-        self.generic_visit(node)
-        if node.args:  # those that compare
-            node.node = _weighed(node.node)
-            node.args = [_weighed(arg) for arg in node.args]
-        return node.set_lineno(node.lineno)
-
 
 def tree_size(node: nodes.Node) -> int:
     """The number of nodes."""

@@ -28,6 +28,7 @@ from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.tests import TESTS
 from jinja2.utils import Namespace
 
 from wgllm.template_guards import Budget, Refusal, Rewrite, TemplateLimitError, bound, tree_size
@@ -99,6 +100,14 @@ _FILTERS = _words(
     "selectattr slice sort string sum title trim truncate unique upper urlencode wordcount"
 )
 
+# Tests that take the same time whatever the value is.
+_FREE_TESTS = frozenset(
+    _words(
+        "defined undefined none boolean false true integer float string mapping number sequence iterable "
+        "callable sameas escaped"
+    )
+)
+
 # Filter → bytes that its result may take for each character or element of the value.
 _GROWTH = (
     dict.fromkeys(("list", "batch", "slice", "sort", "unique"), 80)
@@ -125,6 +134,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: self._filter(name, FILTERS[name]) for name in _FILTERS}
         self.filters["safe"] = self._filter("safe", str)
         self.filters["tojson"] = self._filter("tojson", self._tojson)
+        # ``is`` comes here, and so do the filters that take a test's name.
+        tests: dict[str, Any] = dict(TESTS)
+        self.tests = {n: f if n in _FREE_TESTS else self._test(n, f) for n, f in tests.items()}
         self.globals = {
             "range": self._range,
             "dict": dict,
@@ -167,6 +179,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     # What Jinja calls.
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        self.budget.spend(1)  # filters look up 'a.b.c' in every element
         if not isinstance(argument, (str, int)):
             self.budget.weigh(argument)  # before it is hashed, or printed in an error
         return super().getitem(obj, argument)
@@ -260,6 +273,21 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if name in ("e", "escape", "forceescape", "join", "replace", "indent", "title", "truncate"):
                 result = str(result)  # no Markup, which escapes what it meets
             return self.budget.made(_listed(result))
+
+        return guarded
+
+    def _test(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The test, with what it compares weighed before."""
+        first = (self,) if getattr(function, "jinja_pass_arg", None) is not None else ()
+
+        # Taking the context keeps Jinja from running it while it compiles.
+        @pass_context
+        def guarded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+            for item in (value, *args, *kwargs.values()):
+                self.weighed(item)
+            if isinstance(value, str) and name in ("odd", "even", "divisibleby"):
+                self._check_format(value, (*args, *kwargs.values()))  # they take it ``%`` a number
+            return function(*first, value, *args, **kwargs)
 
         return guarded
 

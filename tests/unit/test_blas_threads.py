@@ -23,10 +23,10 @@ class Machine:
     """Work whose time depends on the threads: ``quiet`` or with another program on one of the cores."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.library = Library()
+        self.blas = Library()
         self.now = 100.0
         self.busy = False
-        controller = type("Controller", (), {"lib_controllers": [self.library]})
+        controller = type("Controller", (), {"lib_controllers": [self.blas]})
         monkeypatch.setattr(blas_threads, "ThreadpoolController", controller)
         monkeypatch.setattr(blas_threads, "_found", {})
         monkeypatch.setattr(blas_threads.time, "perf_counter", lambda: self.now)
@@ -38,10 +38,10 @@ class Machine:
         with self.threads.token():
             for _ in range(100):
                 self.threads.tick()
-                used = self.library.num_threads
+                used = self.blas.num_threads
                 alone, together = 0.0004, 0.004 if self.busy else 0.0002
                 self.now += alone if used == 1 else together
-        assert self.library.num_threads == 4  # prompts are read with all
+        assert self.blas.num_threads == 4  # prompts are read with all
         return self.now - start, used
 
 
@@ -73,9 +73,9 @@ def test_it_follows_when_the_machine_gets_busy_and_quiet_again(monkeypatch: pyte
 def test_a_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     bounded = BlasThreads(2)
-    assert machine.library.num_threads == 2
+    assert machine.blas.num_threads == 2
     bounded.restore()
-    assert machine.library.num_threads == 4
+    assert machine.blas.num_threads == 4
 
 
 def test_an_interrupted_token_leaves_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,5 +83,5 @@ def test_an_interrupted_token_leaves_all_threads(monkeypatch: pytest.MonkeyPatch
     for _ in range(blas_threads._FIRST_PROBE + 3):
         with pytest.raises(KeyboardInterrupt), machine.threads.token():
             raise KeyboardInterrupt
-        assert machine.library.num_threads == 4
+        assert machine.blas.num_threads == 4
         machine.token()

@@ -121,7 +121,7 @@ class TestRendering:
 
     def test_environment_is_that_of_transformers(self, tok: Tokenizer) -> None:
         def render(source: str, **kwargs: Any) -> str:
-            return ChatTemplate(source, tok).render(user("<é&'>"), **kwargs)
+            return ChatTemplate(source, tok).render(user("<é&'>"), variables=kwargs)
 
         assert render("  {% if true %}\nx\n  {% endif %}\ny") == "x\ny"
         assert render("{{ messages | tojson }}") == '[{"role": "user", "content": "<é&\'>"}]'
@@ -179,6 +179,16 @@ class TestRendering:
         for messages, problem in bad:
             with pytest.raises(UsageError, match=problem):
                 template.render(messages)
+
+    def test_tests(self, tok: Tokenizer) -> None:
+        source = (
+            "{{ [1, 2, 3, 4] | select('odd') | join }} {{ [1, 2, 3] | reject('>=', 2) | join }} "
+            "{{ messages | rejectattr('role', 'equalto', 'user') | list | length }} "
+            "{{ 9 is divisibleby 3 }} {{ 9 is divisibleby(num=2) }} {{ 'a' is in 'ab' }} {{ 'a' is lower }} "
+            "{{ 'trim' is filter }} {{ 'odd' is test }} {{ x is defined }} {{ none is sameas none }}"
+        )
+        expected = "13 1 0 True False True True True True False True"
+        assert ChatTemplate(source, tok).render(user()) == expected
 
     def test_from_several_threads(self, tok: Tokenizer) -> None:
         template = ChatTemplate(CHATML, tok)
@@ -260,7 +270,7 @@ class TestForging:
         assert "".join(part for part, _ in segments) == template.render(messages, tools=tools)
         assert specials(tok, encode_chat(tok, segments)).count("<|im_end|>") == 4
         escaped = ChatTemplate("{{ messages[0].content | tojson(ensure_ascii=true) }}{{ x }}", tok)
-        segments = escaped.render_segments(user(evil), x=evil)
+        segments = escaped.render_segments(user(evil), variables={"x": evil})
         assert "".join(part for part, _ in segments) == f'"{evil}"{evil}'
         assert specials(tok, encode_chat(tok, segments)) == ["<|begin_of_text|>"][: int(tok.add_bos)]
 
@@ -299,6 +309,10 @@ class TestForging:
 
 
 D = "{% set ns = namespace(x=['a']) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+LONG = (
+    "{% set r = range(16000) | list %}{% set a = r + r + r %}"
+    "{% set q = range(16000, 32000) | list %}{% set b = q + q + q %}"
+)
 HOSTILE = {
     "nested loops": "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
     "nested small loops": "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
@@ -322,6 +336,15 @@ HOSTILE = {
     "shared lists raised": D + "{{ raise_exception(ns.x) }}",
     "shared lists as a key": D + "{{ {}[ns.x].y }}",
     "shared lists changed": D + "{% for i in [1, 2] %}{{ loop.changed(ns.x) }}{% endfor %}",
+    "shared lists as a test's text": D + "{{ ns.x is lower }}",
+    "shared lists as a test's name": D.replace("[ns.x, ns.x]", "(ns.x, ns.x)") + "{{ ns.x is filter }}",
+    "selected": LONG + "{{ a | select('in', b) | list | length }}",
+    "rejected": LONG + "{{ a | reject('in', b) | list | length }}",
+    "selected by attribute": LONG + "{{ a | selectattr('real', 'in', b) | list | length }}",
+    "rejected by attribute": LONG + "{{ a | rejectattr('real', 'in', b) | list | length }}",
+    "long attribute": LONG + "{{ a | map(attribute='x' + '.x' * 3000, default='q') | list | length }}",
+    "width by odd": "{{ '%300000000d' is odd }}",
+    "width by divisibleby": "{{ ['%300000000d'] | select('divisibleby', 7) | list }}",
     "width": "{{ '{:>300000000}'.format(1) }}",
     "width by argument": "{{ '{:>{}}'.format(1, 300000000) }}",
     "width by %": "{{ '%300000000d' % 1 }}",
@@ -350,7 +373,8 @@ HOSTILE = {
 
 # Tracing makes Python several times slower, so only what aims at memory is traced.
 MEMORY = [name for name in HOSTILE if name.startswith("doubling") or name in {
-    "300 MB", "width", "center", "join", "replace", "indent", "batch", "output", "slices", "many outputs", "bytes"
+    "300 MB", "width", "width by odd", "center", "join", "replace", "indent", "batch", "output", "slices",
+    "many outputs", "bytes"
 }]  # fmt: skip
 
 ESCAPES = (

@@ -16,9 +16,11 @@ import pytest
 from tests.tiny import tiny
 from tests.unit.test_cli_generate import Run
 from wgllm.cli import main
+from wgllm.llm import Llm
 
 ROOT = Path(__file__).parents[2]
 CHAT = str(tiny("qwen2.f32").path)
+OTHER = str(tiny("gemma3.f32").path)
 OPTIONS = ("-m", CHAT, "-n", "12", "--ignore-eos", "-q")
 
 Batch = Callable[..., Run]
@@ -60,7 +62,7 @@ def test_each_line_has_a_result_with_its_own_options(tmp_path: Path, batch: Batc
         {"prompt": "one", "seed": 4, "temperature": 0.5},
         {"prompt": "one", "seed": 4, "temperature": 0.5},
         {"prompt": "one", "seed": 5},
-        {"prompt": "one", "temperature": 0, "something": "else"},
+        {"prompt": "one", "temperature": 0},
     ]
     run = batch(write(tmp_path / "p", lines), "-s", "1")
     assert run.code == 0 and run.err == ""
@@ -74,6 +76,64 @@ def test_each_line_has_a_result_with_its_own_options(tmp_path: Path, batch: Batc
     stop = made[0]["text"][2:4]
     again = results(batch(write(tmp_path / "q", [{**lines[0], "stop": stop}]), "-s", "1").out)[0]
     assert again["finish"] == "stop" and again["text"] == made[0]["text"].split(stop)[0]
+
+
+def test_the_command_lines_names_are_understood(tmp_path: Path, batch: Batch) -> None:
+    own = [
+        {"prompt": "one", "temperature": 0, "max_tokens": 5},
+        {"prompt": "one", "seed": 3, "top_k": 9, "max_tokens": 5},
+    ]
+    others = [{"prompt": "one", "temp": 0, "n": 5}, {"prompt": "one", "s": 3, "top-k": 9, "n_predict": 5}]
+    made = [results(batch(write(tmp_path / "p", lines), "-s", "1").out) for lines in (own, others)]
+    for one, other in zip(*made, strict=True):
+        assert {**one, "hash": ""} == {**other, "hash": ""} and one["generated_tokens"] == 5
+
+
+def test_a_bias_of_a_line_is_used(tmp_path: Path, batch: Batch) -> None:
+    lines = [{"prompt": "x", "temperature": 0, "logit_bias": {"70": 1000}}]
+    (made,) = results(batch(write(tmp_path / "p", lines), "-n", "4").out)
+    assert len(made["text"]) > 1 and len(set(made["text"])) == 1
+
+
+def test_tools_reach_the_template(tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    tokens = Llm.chat_tokens
+
+    def with_tools(llm: Llm, messages: Any, *, parse_special: bool = False, tools: Any = None) -> list[int]:
+        seen.append(tools)
+        return tokens(llm, messages, parse_special=parse_special, tools=tools)
+
+    monkeypatch.setattr(Llm, "chat_tokens", with_tools)
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    run = batch(write(tmp_path / "p", [{"prompt": "x", "tools": tools}, {"prompt": "x"}]))
+    assert run.code == 0 and seen == [tools, None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("-s", "2"),
+        ("--temp", "0.3"),
+        ("-sys", "Be brief."),
+        ("--raw",),
+        ("-n", "3"),
+        ("-m", OTHER),
+        ("prompts",),
+    ],
+)
+def test_results_of_other_settings_or_prompts_are_not_gone_on_with(
+    tmp_path: Path, batch: Batch, change: tuple[str, ...]
+) -> None:
+    path, out = write(tmp_path / "p", [{"prompt": "one"}, {"prompt": "two"}]), tmp_path / "out"
+    assert batch(path, "-s", "1", "--out", str(out)).code == 0
+    data = out.read_bytes()[: out.read_bytes().index(b"\n") + 1]
+    out.write_bytes(data)
+    if change == ("prompts",):
+        write(path, [{"prompt": "another"}, {"prompt": "two"}])
+        change = ()
+    run = batch(path, "-s", "1", "--out", str(out), *change)
+    assert run.code == 2 and "another prompt, model or settings" in run.err and run.err.count("\n") == 1
+    assert out.read_bytes() == data
 
 
 def test_the_system_prompt_comes_before_all_that_have_none(tmp_path: Path, batch: Batch) -> None:
@@ -103,7 +163,15 @@ def test_the_system_prompt_comes_before_all_that_have_none(tmp_path: Path, batch
         ({"prompt": "x", "temperature": "hot"}, "temperature"),
         ({"prompt": "x", "seed": 1.5}, "seed"),
         ({"prompt": "x", "samplers": 5}, "sampl"),
-        ({"prompt": "x", "logit_bias": [1]}, "sampling"),
+        ({"prompt": "x", "logit_bias": [1]}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {"one": 1}}, "'one' is no token id"),
+        ({"prompt": "x", "logit_bias": {"1": "much"}}, "logit_bias"),
+        ({"prompt": "x", "tempreature": 0}, "'tempreature'"),
+        ({"prompt": "x", "temp": 0, "temperature": 1}, "temperature is given twice"),
+        ({"prompt": "x", "ignore_eos": "false"}, "ignore_eos"),
+        ({"prompt": "x", "stop": ""}, "stop"),
+        ({"prompt": "x", "stop": ["a", ""]}, "stop"),
+        ({"prompt": "x", "tools": "all"}, "tools"),
         ({"prompt": "x", "stop": 5}, "stop"),
         ({"prompt": "x " * 600}, "context"),
     ],

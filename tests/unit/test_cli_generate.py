@@ -20,7 +20,7 @@ from tests.tiny import tiny
 from wgllm.cli import main
 from wgllm.cli.console import harmless
 from wgllm.cli.prompts import unescape
-from wgllm.cli.render import wants_colour
+from wgllm.cli.render import Messages, wants_colour
 from wgllm.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,12 @@ def test_escapes_work_in_what_is_typed_and_in_files_when_asked_for(wgllm: Wgllm,
     assert r"one\ntwo" in prompt("--no-escape", "-p", r"one\ntwo")
     assert r"one\ntwo" in prompt("-f", str(file))
     assert "one\ntwo" in prompt("-e", "-f", str(file))
+
+
+def test_escapes_of_sequence_breakers_are_those_of_prompts(wgllm: Wgllm) -> None:
+    options = (*RAW, "-n", "1", "-v", "--dry-sequence-breaker", r"\x41\n", "hi")
+    assert r"('A\n',)" in wgllm(*options).err
+    assert r"('\\x41\\n',)" in wgllm(*options, "--no-escape").err
 
 
 def test_the_system_prompt_from_text_or_file(wgllm: Wgllm, tmp_path: Path) -> None:
@@ -139,6 +145,20 @@ def test_a_full_context_is_told_even_to_the_quiet(wgllm: Wgllm) -> None:
 def test_a_context_shift_goes_on(wgllm: Wgllm) -> None:
     run = wgllm(*RAW, "-c", "16", "-n", "40", "--context-shift", "--keep", "2", "hi")
     assert "generated 40" in run.err and "context shifts" in run.err and "is full" not in run.err
+
+
+@pytest.mark.parametrize("model", [(TEXT, "--raw"), (CHAT,)])
+def test_a_prompt_that_is_too_long_is_refused_with_a_shift_too(wgllm: Wgllm, model: tuple[str, ...]) -> None:
+    run = wgllm("-m", *model, *GREEDY, "-c", "16", "-n", "2", "-q", "--context-shift", "many words " * 20)
+    assert run.code == 2 and "a larger one is needed" in run.err and run.err.count("\n") == 1
+
+
+def test_a_log_takes_any_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    messages = Messages(log_file=str(log), dim=False)
+    messages.info("caf\udce9.gguf")
+    messages.close()
+    assert "caf?.gguf" in log.read_text(encoding="utf-8")
 
 
 def test_timings_and_messages(wgllm: Wgllm, tmp_path: Path) -> None:
@@ -222,6 +242,7 @@ def test_a_prompt_cache_is_used_and_kept(wgllm: Wgllm, tmp_path: Path) -> None:
         (("--prompts", "x", "-i"), "-i"),
         (("--prompt-cache-all", "hi"), "--prompt-cache"),
         (("--prompt-cache", "x", "--prompt-cache-all", "--prompt-cache-ro", "hi"), "either"),
+        (("--prompt-cache", "nowhere/x.kv", "hi"), "nowhere"),
         (("-sys", "a", "-sysf", "b", "hi"), "either"),
         (("-sys", "a", "--raw", "hi"), "template"),
         (("-i", "-"), "once"),

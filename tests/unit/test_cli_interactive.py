@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import re
 import select
@@ -16,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import tiny
+from wgllm.cli import main
+from wgllm.engine import Engine, Request
+from wgllm.llm import load
 
 ROOT = Path(__file__).parents[2]
 TEXT = str(tiny("llama-tied.f32").path)
@@ -112,6 +116,51 @@ def test_a_full_context_is_told_and_the_conversation_goes_on() -> None:
     shifted = talk("-n", "4", "-c", "120", "--context-shift", lines="hello there you\n" * 6)
     assert shifted.returncode == 0 and "turns were dropped" in shifted.stderr
     assert len(prompts(shifted)) == 6 and all(n <= 120 for n, _ in prompts(shifted))
+
+
+def conversation(monkeypatch: pytest.MonkeyPatch, *args: str, lines: str) -> list[Request]:
+    """The requests of a conversation in this process."""
+    made: list[Request] = []
+    submit = Engine.submit
+
+    def noted(engine: Engine, request: Request) -> int:
+        made.append(request)
+        return submit(engine, request)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), "utf-8"))
+    assert main(["generate", "--ignore-eos", "--temp", "0", "-i", *args]) == 0
+    return made
+
+
+def test_a_text_that_was_shifted_keeps_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("-m", TEXT, "--raw", "-n", "4", "-c", "48", "--context-shift")
+    lines = "".join(f"line {i}\n" for i in range(9))
+    for keep, kept in (("0", 1), ("3", 3), ("-1", None)):
+        made = conversation(monkeypatch, *options, "--keep", keep, lines=lines)
+        first = made[0].tokens[:kept]
+        assert all(r.tokens[: len(first)] == first and len(r.tokens) <= 48 for r in made)
+        assert len(made) == 9 and "the older part was dropped" in capfd.readouterr().err
+
+
+def test_no_turn_is_said_to_be_dropped_when_there_is_none(capfd: pytest.CaptureFixture[str]) -> None:
+    run = talk("-n", "4", "-c", "32", "--context-shift", lines="many words " * 40)
+    assert "a larger one is needed" in run.stderr and "dropped" not in run.stderr
+
+
+def test_special_tokens_that_are_shown_are_no_part_of_the_reply(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with load(CHAT) as llm:
+        (bias,) = llm.tokenize("<|im_end|>", add_special=False, parse_special=True)
+    file = tmp_path / "saved"
+    options = ("-m", CHAT, "-n", "3", "-sp", "--logit-bias", f"{bias}+1000")
+    made = conversation(monkeypatch, *options, lines=f"hello\nagain\n/save {file}\n")
+    assert capfd.readouterr().out.count("<|im_end|>") == 6 and len(made) == 2
+    assert "<|im_end|>" not in file.read_text(encoding="utf-8")
+    assert list(made[1].tokens).count(bias) == 2 + list(made[0].tokens).count(bias)
 
 
 def test_the_first_prompt_comes_before_the_lines() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import wgllm
 from tests.tiny import tiny
 from wgllm import hub, hub_hf_cache
+from wgllm.backends import device
 from wgllm.cli import COMMANDS, devices, main
 from wgllm.cli.options import parse_overrides
 from wgllm.errors import UsageError
@@ -84,6 +86,15 @@ def test_tokenize_json_has_the_bytes_of_every_piece(run: Run) -> None:
     data = b"".join(bytes(t["bytes"]) for t in facts["tokens"])
     assert data.decode().lstrip() == "a 🎉"
     assert facts["ids"] == [t["id"] for t in facts["tokens"]]
+
+
+def test_tokenize_json_gives_a_terminal_no_control_characters(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run("tokenize", "-m", MODEL, "--json", "é\x9b31m")[1]
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    shown = run("tokenize", "-m", MODEL, "--json", "é\x9b31m")[1]
+    assert "\x9b" in plain and shown.isascii() and json.loads(shown) == json.loads(plain)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +171,17 @@ def test_perplexity_of_a_real_model_is_the_references(
     assert abs(facts["nll"] - case["nll"]) < 1e-3
 
 
+@pytest.mark.parametrize("term", ["xterm", "dumb", "unknown"])
+def test_perplexity_redraws_only_where_that_works(
+    run: Run, term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True)
+    code, _, err = run("perplexity", "-m", MODEL, "-c", "64", "--json", stdin=TEXT)
+    assert code == 0 and "chunk" in err
+    assert ("\x1b" in err) == ("\r" in err) == (term == "xterm")
+
+
 # devices, --version, completion
 
 
@@ -188,6 +210,21 @@ def test_devices_never_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         facts["adapters"][0]["device"] == "Imaginary 9000" and facts["adapters"][0]["type"] == "DiscreteGPU"
     )
+
+
+def test_devices_have_the_indexes_of_the_gpu_backend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [("OpenGL", "Same"), ("Vulkan", "First"), ("D3D12", ""), ("OpenGL", "First"), ("Metal", "Last")]
+    found = [
+        {"info": {"device": name, "description": "driver", "adapter_type": "CPU", "backend_type": backend},
+         "limits": {}, "features": []}
+        for backend, name in cards
+    ]  # fmt: skip
+    monkeypatch.setattr(devices, "_ASK", f"print({json.dumps(json.dumps(found))}, end='')")
+    gpu = SimpleNamespace(enumerate_adapters_sync=lambda: [SimpleNamespace(info=f["info"]) for f in found])
+    monkeypatch.setattr(device, "_wgpu", lambda: SimpleNamespace(gpu=gpu))
+    shown = json.loads(run("devices", "--json")[1])["adapters"]
+    assert [a["device"] for a in shown] == ["First", "driver", "Last"]
+    assert [(a["device"], a["backend"]) for a in shown] == [(a.name, a.interface) for a in device.adapters()]
 
 
 def test_list_devices_is_an_option_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,8 +158,9 @@ def default_of(param: click.Option) -> object:
     assert param.name is not None
     if param.name == "seed":
         return -1 if SamplingParams().seed is None else SamplingParams().seed
-    if param.name == "letters":
-        return "".join(SAMPLER_LETTERS)
+    if param.name == "letters" and param.default is None:
+        letters = {name: letter for letter, name in SAMPLER_LETTERS.items()}
+        return "".join(letters[name] for name in SamplingParams().samplers)
     if param.is_flag:
         return param.default is True
     if param.default in (None, ()) or not isinstance(param.default, (str, int, float, bool)):
@@ -175,6 +176,11 @@ def test_defaults_are_llama_cpps(flag: Flag) -> None:
     ours = default_of(OPTIONS[flag.names.split()[0]])
     expected = OTHER_DEFAULTS[name][0] if name in OTHER_DEFAULTS else flag.default
     assert (tuple(ours) if isinstance(expected, tuple) else ours) == expected  # type: ignore[arg-type]
+
+
+def test_a_default_of_an_options_own_counts() -> None:
+    assert default_of(click.Option(["--sampler-seq", "letters"], default="kt")) == "kt"
+    assert "[default: edskypmxt]" in (OPTIONS["--sampler-seq"].help or "")
 
 
 def test_yarn_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:

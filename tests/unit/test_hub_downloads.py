@@ -203,13 +203,17 @@ def test_a_damaged_file_in_the_cache_is_noticed_and_fetched_again(served: FakeHu
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows allows links to some users only")
-def test_removing_leaves_what_another_snapshot_uses(served: FakeHub, cache: Path) -> None:
+def test_removing_takes_every_revision_but_leaves_what_another_file_uses(
+    served: FakeHub, cache: Path
+) -> None:
     path = pull()
     other = path.parent.parent / ("f" * 40)
     other.mkdir()
-    (other / NAME).symlink_to(os.path.relpath(path.resolve(), other))
+    for name in (NAME, "another.bin"):
+        (other / name).symlink_to(os.path.relpath(path.resolve(), other))
     assert hub.remove(f"hf:{REPO}") == 0
-    assert not path.exists() and (other / NAME).read_bytes() == DATA
+    assert not path.exists() and not (other / NAME).exists()
+    assert (other / "another.bin").read_bytes() == DATA
 
 
 def test_huggingface_hub_finds_what_we_fetched_and_we_what_it_fetched(served: FakeHub, cache: Path) -> None:

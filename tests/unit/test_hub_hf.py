@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.unit.fake_hub import COMMIT, FakeHub
+from wgllm import hub, hub_hf_cache
+from wgllm.cli import main
 from wgllm.errors import ModelNotFoundError
-from wgllm.hub_hf import _choose, _models, _of_quant
+from wgllm.hub_hf import _choose, _models, _of_quant, all_cached, find_cached
+from wgllm.hub_progress import SilentProgress
 
 REPOS: dict[str, dict[str, bytes]] = {
     "org/many-GGUF": {
@@ -133,3 +137,81 @@ def test_hostile_file_names_and_incomplete_splits_are_left_out() -> None:
     ]
     assert _models(names) == []
     assert _models(["x-00001-of-00003.gguf", "x-00003-of-00003.gguf"]) == []
+
+
+# Revisions
+
+OLD, NEW, NEWEST = "a" * 40, "b" * 40, "c" * 40
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], Path]:
+    """Puts a file (of 1000 bytes, by its hash) into a commit of o/r in an empty cache; main is then there."""
+    monkeypatch.setattr(hub_hf_cache, "hub_folder", lambda: tmp_path)
+    monkeypatch.setenv("WGLLM_CACHE_DIR", str(tmp_path / "own"))
+
+    def put(commit: str, name: str, letter: str) -> Path:
+        blob = tmp_path / "models--o--r" / "blobs" / (letter * 64)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(letter.encode() * 1000)
+        return hub_hf_cache.publish("o/r", commit, name, letter * 64)
+
+    return put
+
+
+def test_what_was_fetched_at_an_older_commit_stays_known(publish: Callable[[str, str, str], Path]) -> None:
+    four, eight = publish(OLD, "m-Q4_K_M.gguf", "1"), publish(NEW, "m-Q8_0.gguf", "2")
+    assert find_cached("o/r", "Q4_K_M") == (four,)
+    assert find_cached("o/r", None) == (four,)
+    assert find_cached("o/r", None, "m-q8_0.gguf") == (eight,)
+    assert {m.name: m.files for m in all_cached()} == {"hf:o/r:Q4_K_M": (four,), "hf:o/r:Q8_0": (eight,)}
+    assert hub.remove("hf:o/r:Q4_K_M") == 1000
+    assert [m.files for m in all_cached()] == [(eight,)]
+
+
+def test_main_comes_before_other_commits(publish: Callable[[str, str, str], Path]) -> None:
+    newest = publish(NEWEST, "m-Q8_0.gguf", "3")
+    publish(OLD, "m-Q8_0.gguf", "1")
+    main = publish(NEW, "m-Q8_0.gguf", "2")
+    os.utime(newest.parent, (2e9, 2e9))
+    assert find_cached("o/r", "Q8_0") == (main,)
+    assert [m.files for m in all_cached()] == [(main,)]
+    main.unlink()
+    assert find_cached("o/r", "Q8_0") == (newest,)
+
+
+def test_rm_takes_a_model_out_of_every_commit(publish: Callable[[str, str, str], Path]) -> None:
+    publish(OLD, "m-Q8_0.gguf", "1")
+    publish(NEW, "m-Q8_0.gguf", "1")
+    publish(NEWEST, "m-Q8_0.gguf", "2")
+    kept = publish(NEW, "m-F16.gguf", "3")
+    assert len(hub.files_of("hf:o/r:Q8_0")) == 3
+    assert hub.remove("hf:o/r:Q8_0") == 2000
+    assert [m.files for m in all_cached()] == [(kept,)]
+
+
+def test_rm_counts_a_shared_blob_once(
+    publish: Callable[[str, str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    publish(OLD, "m-Q8_0.gguf", "1")
+    publish(NEW, "m-Q8_0.gguf", "1")
+    stdin = io.StringIO("y\n")
+    stdin.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["rm", "hf:o/r:Q8_0"]) == 0
+    said = capfd.readouterr().err
+    assert "(1 kB)" in said and "1 kB freed" in said
+
+
+def test_offline_takes_the_only_model_of_any_commit(
+    publish: Callable[[str, str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_hf_cache, "is_sound", lambda path, progress: True)
+    only = publish(OLD, "m-Q8_0.gguf", "1")
+    publish(NEW, "README.md", "2")
+    assert hub.resolve("hf:o/r", download=False, progress=SilentProgress()) == only
+    publish(NEW, "m-F16.gguf", "3")
+    with pytest.raises(ModelNotFoundError, match="several models"):
+        hub.resolve("hf:o/r", download=False, progress=SilentProgress())

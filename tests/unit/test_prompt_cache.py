@@ -124,7 +124,7 @@ def test_other_models_types_and_contexts_are_refused(saved: Path) -> None:
         ({"kv_type": "f16"}, "f32, not f16"),
         ({"kv_type_v": "f16"}, "not f32/f16"),
         ({"ctx_size": 50}, "60 tokens"),
-        ({"rope_scale": 2.0}, "another model"),
+        ({"rope_scale": 2.0}, "other rope or override settings"),
     ):
         with load(**options) as other, pytest.raises(PromptCacheError, match=says) as caught:  # type: ignore[arg-type]
             other.load_state(saved)

@@ -16,12 +16,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from wgllm.cli.console import read_text, write_text
+from wgllm.cli.sampling_options import NUMBERS
 from wgllm.cli.session import Session
 from wgllm.engine import Event, Request
 from wgllm.errors import UsageError, WgllmError, printable
+from wgllm.hub_progress import animates
 from wgllm.sampling import SamplingParams
 
 _SAMPLING = frozenset(f.name for f in fields(SamplingParams))
+_KEYS = _SAMPLING | {"id", "prompt", "messages", "tools", "max_tokens", "stop", "ignore_eos"}
+_ALIASES = {
+    **{name.lstrip("-").replace("-", "_"): number.field for number in NUMBERS for name in number.names},
+    **dict.fromkeys(("n", "predict", "n_predict"), "max_tokens"),
+    **dict.fromkeys(("r", "reverse_prompt"), "stop"),
+    "l": "logit_bias",
+    "dry_sequence_breaker": "dry_sequence_breakers",
+}
+"""The command line's names."""
 
 
 class Batch:
@@ -38,6 +49,7 @@ class Batch:
         self._lines = [(number, line) for number, line in lines if line.strip()]
         if not self._lines:
             raise UsageError(f"{options.prompts}: there are no prompts in it")
+        self._settings = _settings(session, system)
         self._failed = 0
         self._made = 0
         self._started = time.perf_counter()
@@ -93,6 +105,11 @@ class Batch:
                     f"{self._session.options.out}: line {i + 1} is no result of line {expected} of the prompts; "
                     "name another file"
                 )
+            if found.get("hash") != self._hash(self._lines[i][1]):
+                raise UsageError(
+                    f"{self._session.options.out}: result {i + 1} is of another prompt, model or settings; "
+                    "name another file"
+                )
             self._failed += "error" in found
         if whole < len(data):
             file.truncate(whole)
@@ -101,7 +118,7 @@ class Batch:
 
     def _result(self, number: int, line: str) -> dict[str, Any]:
         """The result of a line; what is wrong with it is part of its result."""
-        result: dict[str, Any] = {"line": number}
+        result: dict[str, Any] = {"line": number, "hash": self._hash(line)}
         try:
             try:
                 data = json.loads(line, parse_constant=_no_constant)
@@ -125,6 +142,11 @@ class Batch:
             "seed": last.stats.seed,
         }
 
+    def _hash(self, line: str) -> str:
+        """What decides the result of a line, in short."""
+        data = f"{self._settings}\n{line.strip()}".encode("utf-8", "replace")
+        return hashlib.sha256(data).hexdigest()[:16]
+
     def _generate(self, request: Request) -> tuple[Event, str]:
         text = []
         last = None
@@ -135,6 +157,7 @@ class Batch:
 
     def _request(self, number: int, data: dict[str, Any]) -> Request:
         session = self._session
+        data = _with_own_names(data)
         request = session.request(self._tokens(data), self._sampling(number, data))
         if "max_tokens" in data:
             n = data["max_tokens"]
@@ -144,11 +167,13 @@ class Batch:
             request = replace(request, max_tokens=None if n < 0 else n, context_shift=shift)
         if "stop" in data:
             stop = [data["stop"]] if isinstance(data["stop"], str) else data["stop"]
-            if not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
-                raise UsageError("stop is neither a text nor a list of texts")
+            if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
+                raise UsageError("stop is neither a text nor a list of texts, none of them empty")
             request = replace(request, stop=(*request.stop, *stop))
         if "ignore_eos" in data:
-            request = replace(request, ignore_eos=bool(data["ignore_eos"]))
+            if not isinstance(data["ignore_eos"], bool):
+                raise UsageError("ignore_eos is neither true nor false")
+            request = replace(request, ignore_eos=data["ignore_eos"])
         return replace(request, exact=True)
 
     def _tokens(self, data: dict[str, Any]) -> list[int]:
@@ -156,6 +181,11 @@ class Batch:
         if ("prompt" in data) == ("messages" in data):
             raise UsageError("needs either prompt or messages")
         messages: list[dict[str, Any]] = data.get("messages", [])
+        tools = data.get("tools")
+        if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
+            raise UsageError("tools is no list of objects")
+        if tools and not session.uses_template:
+            raise UsageError("tools need a chat template")
         if "prompt" in data:
             prompt = data["prompt"]
             if not isinstance(prompt, str):
@@ -171,10 +201,12 @@ class Batch:
             messages and isinstance(messages[0], dict) and messages[0].get("role") == "system"
         ):
             messages = [{"role": "system", "content": self._system}, *messages]
-        return session.chat_tokens(messages)
+        return session.chat_tokens(messages, tools or None)
 
     def _sampling(self, number: int, data: dict[str, Any]) -> SamplingParams:
         given = {name: data[name] for name in _SAMPLING if name in data}
+        if "logit_bias" in given:
+            given["logit_bias"] = _biases(given["logit_bias"])
         base = self._session.sampling
         if "seed" not in given and base.seed is not None and base.seed >= 0:
             digest = hashlib.sha256(f"{base.seed}:{number}".encode()).digest()
@@ -187,7 +219,7 @@ class Batch:
     def _progress(self, done: int | None) -> None:
         """One line of a terminal's stderr, drawn anew; None takes it away."""
         options = self._session.options
-        if options.quiet or options.simple_io or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        if options.quiet or options.simple_io or not animates(sys.stderr):
             return
         if options.out is None and sys.stdout.isatty():  # the results would come into its line
             return
@@ -200,6 +232,46 @@ class Batch:
             line = f"[{'#' * filled}{'.' * (20 - filled)}] {done}/{n}{failed} · {rate:.1f} tok/s"
         sys.stderr.write(f"\r\x1b[K{line}")
         sys.stderr.flush()
+
+
+def _settings(session: Session, system: str | None) -> str:
+    """All but a line that decides its result."""
+    llm, options = session.llm, session.options
+    template = (llm.template.source, llm.template_kwargs) if session.uses_template else None
+    decisive: dict[str, Any] = {
+        "model": (llm.fingerprint() if llm.model is not None else None, llm.ctx_size, llm.kv_type),
+        "prompt": (template, system, options.parse_special),
+        "end": (options.max_tokens, options.ignore_eos, session.stop),
+        "shift": (options.context_shift, options.keep),
+        "special": options.special,
+        "sampling": session.sampling,
+    }
+    return repr(decisive)
+
+
+def _with_own_names(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with the command line's names replaced; others than those and its own are refused."""
+    named: dict[str, Any] = {}
+    for key, value in data.items():
+        plain = key.replace("-", "_")
+        name = plain if plain in _KEYS else _ALIASES.get(plain)
+        if name is None:
+            raise UsageError(f"there is no option {printable(key, 40)!r}")
+        if name in named:
+            raise UsageError(f"{name} is given twice, once as {key}")
+        named[name] = value
+    return named
+
+
+def _biases(given: Any) -> dict[int, Any]:
+    if not isinstance(given, dict):
+        raise UsageError('logit_bias is no object of token ids and numbers, as {"17": -2.5}')
+    biases: dict[int, Any] = {}
+    for key, bias in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise UsageError(f"logit_bias: {printable(key, 40)!r} is no token id")
+        biases[int(key)] = bias
+    return biases
 
 
 def _open(path: Path) -> BinaryIO:

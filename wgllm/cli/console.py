@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from wgllm.errors import UsageError
+from wgllm.hub_progress import animates
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """click's settings of every command."""
@@ -44,9 +46,15 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def print_json(value: Any) -> None:
+    """A line of JSON on stdout at once; in ASCII, without control characters, when a terminal reads it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=sys.stdout.isatty()) + "\n")
+    sys.stdout.flush()
+
+
 def loading_bar(what: str) -> Callable[[int, int], None] | None:
-    """A progress callback that redraws one line of stderr while weights load; None when it is no terminal."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    """A progress callback that redraws one line of stderr while weights load; None when it can't be."""
+    if not animates(sys.stderr):
         return None
     shown = -1
 

@@ -63,7 +63,9 @@ class ChatConversation(Conversation):
                 del self.turns[0]
                 dropped += 1
                 tokens = self.session.chat_tokens(self.messages())
-            self.session.messages.warn(f"the context is full: the first {dropped} turns were dropped")
+            if dropped:
+                turns = "turn was" if dropped == 1 else f"{dropped} turns were"
+                self.session.messages.warn(f"the context is full: the first {turns} dropped")
         return tokens
 
     def text(self) -> str:
@@ -77,14 +79,27 @@ class TextConversation(Conversation):
         super().ask(text + "\n" if self.turns else text)
 
     def tokens(self) -> list[int]:
-        ids: list[int] = []
-        for i, turn in enumerate(self.turns):
-            ids += self.session.text_tokens(turn.asked, add_special=i == 0)
-            ids += turn.ids
-        if len(ids) > self.session.llm.ctx_size and self.session.options.context_shift:
-            ids = ids[-(self.session.llm.ctx_size * 3 // 4) :]
-            self.session.messages.warn("the context is full: the beginning was dropped")
+        session = self.session
+        asked = [session.text_tokens(turn.asked, add_special=i == 0) for i, turn in enumerate(self.turns)]
+        ids = [i for own, turn in zip(asked, self.turns, strict=True) for i in (*own, *turn.ids)]
+        if len(ids) > session.llm.ctx_size and session.options.context_shift and len(asked) > 1:
+            return self._shifted(ids, len(asked[0]), len(asked[-1]))
         return ids
+
+    def _shifted(self, ids: list[int], first: int, last: int) -> list[int]:
+        """The beginning that is to be kept and as much of the end as leaves room for a reply.
+
+        All of ``ids``, which is too much, where what was said last would not be whole.
+        """
+        room, keep = self.session.llm.ctx_size, self.session.options.keep
+        keep = min(keep, first) if keep >= 0 else first
+        if ids[0] == self.session.llm.tokenizer.bos_id:
+            keep = max(keep, 1)
+        rest = max((room - keep) * 3 // 4, last)
+        if keep + rest > room:
+            return ids
+        self.session.messages.warn("the context is full: the older part was dropped")
+        return ids[:keep] + ids[-rest:]
 
     def text(self) -> str:
         return "".join(turn.asked + (turn.replied or "") for turn in self.turns)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from wgllm.cli.console import CONTEXT, use_utf8
+from wgllm.errors import printable
 
 # Run in a process of its own: a broken driver may abort or hang the process that asks it.
 _ASK = """
@@ -27,6 +28,8 @@ for adapter in wgpu.gpu.enumerate_adapters_sync():
 sys.stdout.write("\\n" + json.dumps(found, default=str))
 """
 _SECONDS = 30
+# As wgllm.backends.device.adapters() takes them, so that an index means the same; a test holds them equal.
+_INTERFACES = ("Vulkan", "Metal", "D3D12")
 _LIMITS = {
     "max-buffer-size": "largest buffer",
     "max-storage-buffer-binding-size": "largest binding",
@@ -42,8 +45,8 @@ _NOTE = "This version computes on the CPU with NumPy; its GPU backend is to come
 def devices_command(as_json: bool) -> None:
     """Show what could compute: the adapters that WebGPU sees, and the CPU.
 
-    An adapter is a graphics card as one of the system's interfaces (Vulkan, Metal, DirectX 12, OpenGL) shows it, so one
-    card may stand here more than once. An adapter of type CPU is software that imitates a card.
+    An adapter is a graphics card as one of the system's interfaces (Vulkan, Metal, DirectX 12) shows it, so one card
+    may stand here more than once. An adapter of type CPU is software that imitates a card.
 
     \b
     Examples:
@@ -106,14 +109,14 @@ def find_adapters() -> tuple[list[dict[str, Any]], str | None]:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else f"code {done.returncode}"
         return [], f"asking the graphics drivers failed ({reason})"
-    adapters = [_adapter(raw) for raw in json.loads(last)]
-    return adapters, None if adapters else "no Vulkan, Metal, DirectX 12 or OpenGL driver shows one"
+    adapters = [_adapter(raw) for raw in json.loads(last) if raw["info"].get("backend_type") in _INTERFACES]
+    return adapters, None if adapters else "no Vulkan, Metal or DirectX 12 driver shows one"
 
 
 def _adapter(raw: dict[str, Any]) -> dict[str, Any]:
     info = raw["info"]
     return {
-        "device": str(info.get("device") or "unnamed"),
+        "device": printable(str(info.get("device") or info.get("description") or "unnamed")),
         "vendor": info.get("vendor"),
         "type": info.get("adapter_type"),
         "backend": info.get("backend_type"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -70,6 +72,8 @@ def generate_command(
             "there is no prompt; give one as an argument, with -p, -f or through a pipe, or talk with -i"
         )
     stops = tuple(escapes.typed(stop) for stop in options.stop)
+    if breakers := sampling.get("dry_sequence_breakers"):
+        sampling["dry_sequence_breakers"] = [escapes.typed(text) for text in breakers]
     messages = Messages(
         quiet=options.quiet,
         verbose=options.verbose,
@@ -131,6 +135,10 @@ def _check(options: GenerateOptions, prompt_argument: str | None) -> None:
         raise UsageError("--prompt-cache names the file")
     if options.prompt_cache_all and options.prompt_cache_ro:
         raise UsageError("give either --prompt-cache-all or --prompt-cache-ro")
+    if options.prompt_cache and not options.prompt_cache_ro:
+        folder = Path(options.prompt_cache).absolute().parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise UsageError(f"--prompt-cache {options.prompt_cache}: no file can be written in {folder}")
     if options.conversation is False and (options.system is not None or options.system_file is not None):
         raise UsageError("a system prompt needs a chat template; leave --raw (-no-cnv) out")
 

@@ -57,7 +57,7 @@ _OPTIONS = [
     click.option("-sysf", "--system-prompt-file", "system_file", default=None, metavar="FILE",
                  help="A file with the system prompt."),
     click.option("-e/ ", "--escape/--no-escape", "escape", default=None,
-                 help=r"Read \n, \t, \\, \xNN … in prompts.  [default: in what is typed, not in files and pipes]"),
+                 help=r"Read \n, \t, \\, \xNN … in prompts.  [default: in arguments, not in files and pipes]"),
     click.option("--parse-special", is_flag=True, help="Special tokens in prompts are such, not text."),
     click.option("-cnv/-no-cnv", "--conversation/--no-conversation", "conversation", default=None,
                  help="Use the model's chat template, or continue the prompt as it is.  "
@@ -69,7 +69,9 @@ _OPTIONS = [
     click.option("-r", "--reverse-prompt", "stop", multiple=True, metavar="TEXT",
                  help="Stop before this text; with -i give the turn back."),
     click.option("-n", "--predict", "max_tokens", type=click.IntRange(min=-2), default=-1, show_default=True,
-                 metavar="N", help="Tokens to make at most; -1 until the end, -2 until the context is full."),
+                 metavar="N",
+                 help="Tokens to make at most; -1 until the text ends, -2 until then or until the context is full, "
+                      "which is never shifted."),
     click.option("--keep", type=click.IntRange(min=-1), default=0, show_default=True, metavar="N",
                  help="Tokens of the prompt that a context shift keeps; -1 all."),
     click.option("--context-shift/--no-context-shift", default=False, show_default=True,

@@ -88,12 +88,12 @@ class Interactive:
     def _reply(self) -> bool:
         """Makes the reply to the last turn; False after an error, which is told."""
         session, output = self._session, self._output
-        shown: list[str] = []
         ids: list[int] = []
         try:
             tokens = self._conversation.tokens()
             session.show_prompt(tokens, output)
-            last = session.run(session.request(tokens, self._sampling()), _Recorder(output, shown, ids))
+            request = session.request(tokens, self._sampling())
+            last = session.run(request, _Recorder(output, ids))
         except WgllmError as error:
             self._failed = True
             self._messages.warn(f"wgllm: {' '.join(str(error).split())}")
@@ -107,11 +107,12 @@ class Interactive:
         if stopped and not ids:
             self._messages.info("stopped before the reply; the turn is forgotten")
             return False
+        reply = session.reply_text(request, ids, last)
         if isinstance(self._conversation, TextConversation) and last.stopped_by:
             output.text(last.stopped_by)  # what the other side says stays in the text
-            shown.append(last.stopped_by)
+            reply += last.stopped_by
         output.end()
-        self._conversation.answer("".join(shown), ids)
+        self._conversation.answer(reply, ids)
         session.tell(last)
         if stopped:
             self._messages.info("stopped; the text is kept")
@@ -170,14 +171,13 @@ class Interactive:
 
 
 class _Recorder:
-    """An output that also keeps the text and the tokens."""
+    """An output that also keeps the tokens."""
 
-    def __init__(self, output: Output, shown: list[str], ids: list[int]) -> None:
-        self._output, self._shown, self._ids = output, shown, ids
+    def __init__(self, output: Output, ids: list[int]) -> None:
+        self._output, self._ids = output, ids
         self.prompt, self.text, self.end = output.prompt, output.text, output.end
 
     def event(self, event: Event) -> None:
-        self._shown.append(event.text)
         if event.token_id is not None:
             self._ids.append(event.token_id)
         self._output.event(event)

@@ -132,7 +132,7 @@ def rm_command(names: tuple[str, ...], yes: bool) -> None:
     use_utf8()
     doomed = [(name, hub.files_of(name)) for name in names]
     for name, files in doomed:
-        size = size_text(sum(f.stat().st_size for f in files))
+        size = size_text(sum(f.stat().st_size for f in {f.resolve() for f in files}))
         place = files[-1].parent
         shared = ", where other programs may use it too" if "snapshots" in place.parts else ""
         if not yes:

@@ -13,6 +13,7 @@ import click
 
 from wgllm.cli.console import loading_bar, read_text
 from wgllm.errors import UsageError, printable
+from wgllm.hub_progress import SilentProgress
 from wgllm.kv_types import KV_TYPES
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def load_model(
     chat_template_kwargs: str | None = None,
     bar: bool = True,
 ) -> Llm:
-    """The model that ``model_options`` (and ``chat_options``) ask for, with a progress line (``bar``) on a terminal."""
+    """The model that ``model_options`` (and ``chat_options``) ask for, telling its progress with ``bar``."""
     name = model_name(model, hf_repo)
     overrides = parse_overrides(override_kv)
     template = _template(chat_template, chat_template_file)
@@ -185,9 +186,11 @@ def load_model(
         rope_freq_base=rope_freq_base,
         overrides=overrides,
         chat_template=template,
+        chat_template_name=None if template == chat_template else chat_template_file or chat_template,
         chat_template_kwargs=template_kwargs,
         offline=offline,
         progress=loading_bar(name) if bar else None,
+        download_progress=None if bar else SilentProgress(),
     )
 
 
@@ -240,7 +243,7 @@ def _template(name_or_file: str | None, file: str | None) -> str | None:
 def _json_object(flag: str, text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text) if text is not None else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{flag}: this is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{flag}: this is no JSON object")

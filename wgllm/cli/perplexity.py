@@ -12,6 +12,7 @@ import click
 from wgllm.cli.console import CONTEXT, read_text, say, stdin_is_piped, use_utf8
 from wgllm.cli.options import load_model, model_options
 from wgllm.errors import UsageError
+from wgllm.hub_progress import animates
 
 if TYPE_CHECKING:
     from wgllm.perplexity import Perplexity
@@ -80,12 +81,12 @@ def perplexity_command(
 
 
 def _progress(state: Perplexity, seconds: float) -> None:
-    """On a terminal one line that changes, elsewhere a line for each tenth."""
+    """One line that changes where a terminal can do that, elsewhere a line for each tenth."""
     left = seconds / state.chunks * (state.n_chunks - state.chunks)
     line = (
         f"chunk {state.chunks} of {state.n_chunks}: {state.value:.4f} ± {state.error:.4f}, {left:.0f} s left"
     )
-    if sys.stderr.isatty():
+    if animates(sys.stderr):
         end = "\n" if state.chunks == state.n_chunks else ""
         click.echo(f"\r{line}\x1b[K{end}", err=True, nl=False)
     elif 10 * state.chunks // state.n_chunks > 10 * (state.chunks - 1) // state.n_chunks:

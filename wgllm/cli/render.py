@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -10,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from wgllm.cli.console import harmless, write_text
+from wgllm.cli.console import harmless, print_json, write_text
 from wgllm.errors import UsageError
+from wgllm.hub_progress import animates
 
 if TYPE_CHECKING:
     from wgllm.engine import Event
@@ -25,7 +25,7 @@ def wants_colour(asked: bool | None, stream: TextIO) -> bool:
     """Whether to colour what goes to ``stream``: as asked, else on a terminal that is neither dumb nor NO_COLOR."""
     if asked is not None:
         return asked
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return animates(stream) and not os.environ.get("NO_COLOR")
 
 
 def coloured(text: str, colour: str) -> str:
@@ -40,7 +40,8 @@ class Messages:
     ) -> None:
         self.quiet, self.verbose, self.dim = quiet, verbose, dim
         try:
-            self._log = Path(log_file).open("a", encoding="utf-8") if log_file else None  # noqa: SIM115
+            # Names of files may hold what UTF-8 has no bytes for.
+            self._log = Path(log_file).open("a", encoding="utf-8", errors="replace") if log_file else None  # noqa: SIM115
         except OSError as error:
             raise UsageError(f"{log_file}: {error.strerror}") from error
 
@@ -115,7 +116,7 @@ class JsonOutput:
     """One JSON object a line: each token with its text, then the reason and the statistics."""
 
     def prompt(self, text: str) -> None:
-        _print_json({"prompt": text})
+        print_json({"prompt": text})
 
     def event(self, event: Event) -> None:
         made: dict[str, Any] = {"text": event.text, "token_id": event.token_id}
@@ -128,19 +129,13 @@ class JsonOutput:
                 stats = event.stats
                 rates = {"prefill_rate": stats.prefill_rate, "decode_rate": stats.decode_rate}
                 made["stats"] = {**asdict(stats), **rates}
-        _print_json(made)
+        print_json(made)
 
     def text(self, text: str) -> None:
         pass
 
     def end(self) -> None:
         pass
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=sys.stdout.isatty())
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def how_it_went(event: Event) -> str:

@@ -85,8 +85,6 @@ _OTHERS = (
     ),
 )  # fmt: skip
 
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
-
 
 def sampling_options(command: F) -> F:
     """Adds all options of sampling to a command, which gets what was given as ``sampling: SamplingOptions``.
@@ -112,7 +110,7 @@ def sampling_options(command: F) -> F:
 
 
 def _given(arguments: dict[str, Any]) -> SamplingOptions:
-    """Takes the options out of a command's arguments: those that were given, checked."""
+    """Takes the options out of a command's arguments: those that were given, checked; escapes stay as they are."""
     from wgllm.errors import UsageError
     from wgllm.sampling import SamplingParams, samplers_from_letters
 
@@ -123,7 +121,7 @@ def _given(arguments: dict[str, Any]) -> SamplingOptions:
             raise UsageError("give either --samplers or --sampler-seq")
         given["samplers"] = samplers_from_letters(letters)
     if breakers := arguments.pop("dry_sequence_breakers"):
-        given["dry_sequence_breakers"] = [_unescaped(text) for text in breakers if text != "none"]
+        given["dry_sequence_breakers"] = [text for text in breakers if text != "none"]
     if biases := arguments.pop("logit_bias"):
         given["logit_bias"] = dict(map(_bias, biases))
     options: SamplingOptions = {k: v for k, v in given.items() if v is not None}  # type: ignore[assignment]
@@ -141,7 +139,3 @@ def _bias(text: str) -> tuple[int, float]:
     except ValueError:
         pass
     raise UsageError(f"--logit-bias {printable(text, 40)} is not of the form ID+BIAS or ID-BIAS")
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([ntr\\\"'])", lambda m: _ESCAPES[m[1]], text)

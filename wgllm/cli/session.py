@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +45,10 @@ class Session:
             how = f"{len(self._cached)} tokens" if self._cached else "empty"
             self.messages.info(f"prompt cache {options.prompt_cache}: {how}")
 
-    def chat_tokens(self, conversation: Sequence[dict[str, Any]]) -> list[int]:
-        return self.llm.chat_tokens(conversation, parse_special=self.options.parse_special)
+    def chat_tokens(
+        self, conversation: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
+        return self.llm.chat_tokens(conversation, tools=tools, parse_special=self.options.parse_special)
 
     def text_tokens(self, text: str, *, add_special: bool = True) -> list[int]:
         return self.llm.tokenize(text, add_special=add_special, parse_special=self.options.parse_special)
@@ -112,21 +113,25 @@ class Session:
 
     def stream(self, request: Request) -> Iterator[Event]:
         """The events of a request; Ctrl-C cancels it, and so does leaving early."""
+        from wgllm.engine import run_request
+
         engine = self.llm.engine
-        number = engine.submit(request)
-        finished = False
-        try:
-            with self.interrupts.cancelling(lambda: engine.cancel(number)):
-                while not finished:
-                    for event in engine.step():
-                        finished = event.finish is not None
-                        yield event
-        finally:
-            if not finished:
+
+        def cancel() -> None:
+            if not engine.mail:
+                raise KeyboardInterrupt
+            for number in list(engine.mail):
                 engine.cancel(number)
-                with contextlib.suppress(Exception):
-                    while engine.busy:
-                        engine.step()
+
+        with self.interrupts.cancelling(cancel):
+            yield from run_request(engine, request)
+
+    def reply_text(self, request: Request, ids: Sequence[int], last: Event) -> str:
+        """What the tokens of a reply say, without special ones and what stopped it, whatever was shown."""
+        tokenizer = self.llm.tokenizer
+        known = [i for i in ids if i < tokenizer.vocab_size]  # as the engine does: others stand for no text
+        text = tokenizer.detokenize(known, skip_special=True, continuation=request.continuation)
+        return text.partition(last.stopped_by)[0] if last.stopped_by else text
 
     def _saver(self, request: Request) -> Callable[[Event], None]:
         """What writes the prompt cache: once the prompt has been read, or at the end."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 import click
 
-from wgllm.cli.console import CONTEXT, read_text, stdin_is_piped, use_utf8, write_text
+from wgllm.cli.console import CONTEXT, print_json, read_text, stdin_is_piped, use_utf8, write_text
 from wgllm.cli.options import DEFAULT_MODEL, complete_models, model_name
+from wgllm.cli.prompts import Escapes
 from wgllm.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _read(text: str | None, file: str | None) -> str:
     if text == "-":
         file = "-"
     elif text is not None:
-        return text
+        return Escapes(False).typed(text)
     elif file is None and not stdin_is_piped():
         raise UsageError("there is no text; give it as an argument, with -f or through a pipe")
     return read_text(file or "-", tell=file is None)
@@ -119,4 +119,4 @@ def _print_json(tokenizer: Tokenizer, ids: list[int], text: str) -> None:
         {"id": i, "piece": p.decode("utf-8", "replace"), "bytes": list(p)}
         for i, p in zip(ids, pieces, strict=True)
     ]
-    click.echo(json.dumps({"ids": ids, "tokens": tokens, "text": text}, ensure_ascii=False))
+    print_json({"ids": ids, "tokens": tokens, "text": text})
