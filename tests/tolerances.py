@@ -8,12 +8,15 @@ PERPLEXITY_NLL = 1e-3
 # Two ways of computing the same thing in float32 (chunks, fused or not) differ by rounding only.
 NUMPY_SAME = 1e-4
 
+# What rounding the KV cache may change in the logits of the tiny models (q4_0 changes them much).
+KV_ROUNDING = {"f16": 5e-2, "q8_0": 1.0, "q4_0": 20.0}
+
 # Kernels beside NumPy.
-KERNEL_DEQUANTIZE = (
-    2.0**-22
-)  # of the largest number of a group of 32; 0 where d q + m is rounded twice, as NumPy does
-KERNEL_DOT = 1e-6  # of Σ |x w|
-KERNEL_ELEMENT = (
-    4e-6  # relative and absolute: WGSL grants exp, tanh and division a few units in the last place
-)
-KERNEL_KV_OTHERWISE = 1e-3  # share of the numbers written to a KV state that may round to the neighbour
+# Of the largest number of a group of 32; 0 where d q + m is rounded twice, as NumPy does.
+KERNEL_DEQUANTIZE = 2.0**-22
+# Of Σ |x w|.
+KERNEL_DOT = 1e-6
+# Relative and absolute: WGSL grants exp, tanh and division a few units in the last place.
+KERNEL_ELEMENT = 4e-6
+# Share of the numbers written to a KV state that may round to the neighbour.
+KERNEL_KV_OTHERWISE = 1e-3

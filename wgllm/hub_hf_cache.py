@@ -20,6 +20,7 @@ from pathlib import Path
 
 from wgllm.errors import DownloadError, printable
 from wgllm.hub_cache import CHUNK, SPARE_BYTES, cache_folder, size_of
+from wgllm.hub_lock import one_at_a_time
 from wgllm.hub_progress import Progress, size_text
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -162,23 +163,10 @@ def missing_bytes(repo: str, sha: str, size: int) -> int:
     return 0 if size_of(blob) == size else max(0, size - (size_of(partial(repo, sha)) or 0))
 
 
-@contextlib.contextmanager
-def lock(repo: str, sha: str, progress: Progress) -> Iterator[None]:
+def lock(repo: str, sha: str, progress: Progress) -> contextlib.AbstractContextManager[None]:
     """One process at a time fetches a blob; the others wait, and then find it. huggingface_hub takes the same."""
-    import filelock
-
     path = hub_folder() / ".locks" / repo_folder(repo).name / f"{sha}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file_lock = filelock.FileLock(path)
-    try:
-        file_lock.acquire(timeout=0)
-    except filelock.Timeout:
-        progress.message(f"Another process is fetching from {repo}; waiting for it")
-        file_lock.acquire(poll_interval=0.2)
-    try:
-        yield
-    finally:
-        file_lock.release()
+    return one_at_a_time(path, f"from {repo}", progress)
 
 
 def publish(repo: str, commit: str, name: str, sha: str) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 import wgllm
 from tests.tiny import ALL, Tiny, load_program, run_chunks, tiny
-from tests.tolerances import NUMPY_SAME
+from tests.tolerances import KV_ROUNDING, NUMPY_SAME
 from wgllm.backends.base import Step
 
 
@@ -99,6 +99,5 @@ def test_kv_types_round_but_stay_near(kv_type: str) -> None:
     rounded = run_chunks(load_program(model.path, kv_type=kv_type), ids, len(ids))
     by_row = run_chunks(load_program(model.path, kv_type=kv_type), ids, 1)
     error = np.abs(rounded - exact).max()
-    limits = {"f16": 5e-2, "q8_0": 1.0, "q4_0": 20.0}
-    assert 0 < error < limits[kv_type]
+    assert 0 < error < KV_ROUNDING[kv_type]
     assert np.abs(rounded - by_row).max() < max(NUMPY_SAME, 0.1 * error)

@@ -130,7 +130,6 @@ def test_numbers_and_sizes_are_those_of_ggml(fmt: QuantFormat) -> None:
     ggml_type = gguf.GGMLQuantizationType[fmt.name]
     assert fmt.type_id == ggml_type.value
     assert (fmt.block_size, fmt.type_size) == gguf.GGML_QUANT_SIZES[ggml_type]
-    assert fmt.bits_per_weight == 8 * fmt.type_size / fmt.block_size
 
 
 @every_format

@@ -76,10 +76,6 @@ class QuantFormat(abc.ABC):
         """The shader file that reads this format."""
         return f"quant/{self.name.lower()}.wgsl"
 
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.type_size / self.block_size
-
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of ``n`` numbers; ``n`` must be a multiple of the block size."""
         if n % self.block_size:
