@@ -11,6 +11,9 @@ NUMPY_SAME = 1e-4
 # What rounding the KV cache may change in the logits of the tiny models (q4_0 changes them much).
 KV_ROUNDING = {"f16": 5e-2, "q8_0": 1.0, "q4_0": 20.0}
 
+# NumPy's operators beside float64, relative and absolute.
+NUMPY_ELEMENT = 2e-6
+
 # Kernels beside NumPy.
 # Of the largest number of a group of 32; 0 where d q + m is rounded twice, as NumPy does.
 KERNEL_DEQUANTIZE = 2.0**-22

@@ -122,6 +122,17 @@ def _rms_norm(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
 
 
 @_define(
+    "layer_norm",
+    "x [..., n], w [n], b [n] -> [..., n]",
+    ("eps",),
+    "y = (x - mean x) / √(var x + eps) · w + b  (Ba et al. 2016)",
+)
+def _layer_norm(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[1] == s[2] == (s[0][-1],), "layer_norm", s)
+    return [s[0]]
+
+
+@_define(
     "rope",
     "x [R, H, D], pos [R], factors? [dim/2] -> [R, H, D]",
     ("theta", "dim", "interleaved", "scale"),

@@ -1,4 +1,4 @@
-"""Every block format through the two kernels that read it: rows looked up, and products."""
+"""Every block format through the kernels that read it: rows looked up, and products with few rows and with many."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from wgllm.quant.base import F32, U8
 from wgllm.wgsl import compose
 
 FORMATS = list(all_formats())
+every_product = pytest.mark.parametrize("kernel", ["matvec", "matmul"])
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=[f.name for f in FORMATS])
 
 # Where the float16 numbers of a block begin; of formats that can be quantized to, none is needed.
@@ -60,9 +61,17 @@ def embed(gpu: Gpu, table: TensorView, token: list[int], *, first: int = 0, grou
     )
 
 
-def matvec(
-    gpu: Gpu, w: TensorView, x: F32, *, out_width: int | None = None, out_first: int = 0, groups: int = 3
+def product(
+    gpu: Gpu,
+    kernel: str,
+    w: TensorView,
+    x: F32,
+    *,
+    out_width: int | None = None,
+    out_first: int = 0,
+    groups: int = 3,
 ) -> F32:
+    """x wᵀ in columns ``out_first`` on; the others are 7."""
     fmt, (outputs, inputs) = w.format, w.shape
     packed = fmt.pack(w.data.reshape(-1, fmt.type_size))
     y = np.full((len(x), out_width or outputs), 7, np.float32)
@@ -73,8 +82,8 @@ def matvec(
         "OUT_WIDTH": y.shape[1],
         "OUT_FIRST": out_first,
     }
-    source = compose("kernels/matvec.wgsl", fmt.wgsl, constants=packed.layout.constants | constants)
-    return gpu.run(source, "matvec", [packed.words, x, y], groups=groups).view(np.float32).reshape(y.shape)
+    source = compose(f"kernels/{kernel}.wgsl", fmt.wgsl, constants=packed.layout.constants | constants)
+    return gpu.run(source, kernel, [packed.words, x, y], groups=groups).view(np.float32).reshape(y.shape)
 
 
 def assert_rows(got: F32, want: F32) -> None:
@@ -99,24 +108,45 @@ def test_embed(gpu: Gpu, fmt: QuantFormat) -> None:
     assert_rows(embed(gpu, table, token), table.array()[token])
 
 
+@every_product
 @every_format
-def test_matvec(gpu: Gpu, fmt: QuantFormat) -> None:
+def test_products(gpu: Gpu, fmt: QuantFormat, kernel: str) -> None:
     w, x = weights(fmt, 33, 768), activations(3, 768)
-    assert_products(matvec(gpu, w, x), w, x)
+    assert_products(product(gpu, kernel, w, x), w, x)
 
 
 @pytest.mark.parametrize("name", ["F32", "Q4_0", "Q6_K"])
 @pytest.mark.parametrize(("outputs", "rows"), [(1, 1), (1, 7), (7, 31), (31, 2), (32, 1), (257, 1)])
 def test_matvec_of_awkward_shapes(gpu: Gpu, name: str, outputs: int, rows: int) -> None:
     w, x = weights(format_by_name(name), outputs, 256), activations(rows, 256)
-    assert_products(matvec(gpu, w, x, groups=2), w, x)
+    assert_products(product(gpu, "matvec", w, x, groups=2), w, x)
+
+
+@pytest.mark.parametrize("name", ["F32", "Q4_0", "Q6_K"])
+@pytest.mark.parametrize(
+    ("outputs", "rows", "groups"),
+    [
+        *((1, 1, 1), (7, 7, 2), (31, 31, 5), (32, 32, 3), (33, 33, 2), (33, 1, 3)),
+        *((257, 7, 4), (1, 257, 4), (31, 257, 20), (257, 33, 1), (257, 257, 7)),
+    ],
+)
+def test_matmul_of_awkward_shapes(gpu: Gpu, name: str, outputs: int, rows: int, groups: int) -> None:
+    w, x = weights(format_by_name(name), outputs, 256), activations(rows, 256)
+    assert_products(product(gpu, "matmul", w, x, groups=groups), w, x)
+
+
+@pytest.mark.parametrize("name", ["F16", "Q8_0"])
+@pytest.mark.parametrize("width", [32, 96])
+def test_matmul_of_few_groups(gpu: Gpu, name: str, width: int) -> None:
+    w, x = weights(format_by_name(name), 40, width), activations(35, width)
+    assert_products(product(gpu, "matmul", w, x), w, x)
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("width", [1, 7, 31, 33, 257])
 def test_rows_of_single_numbers_may_have_any_width(gpu: Gpu, name: str, width: int) -> None:
     w, x = weights(format_by_name(name), 9, width), activations(3, width)
-    assert_products(matvec(gpu, w, x), w, x)
+    assert_products(product(gpu, "matvec", w, x), w, x)
     token = [8, 0, 5, 5]
     np.testing.assert_array_equal(embed(gpu, w, token), w.array()[token])
 
@@ -135,15 +165,22 @@ def test_a_table_in_two_parts(gpu: Gpu, width: int) -> None:
             np.testing.assert_array_equal(row, whole.array()[t] if mine else np.full(width, 7, np.float32))
 
 
-def test_a_matrix_that_is_a_part_of_one(gpu: Gpu) -> None:
-    w, x = weights(format_by_name("Q8_0"), 5, 64), activations(3, 64)
-    got = matvec(gpu, w, x, out_width=12, out_first=4)
-    assert_products(got[:, 4:9], w, x)
-    assert (got[:, :4] == 7).all()
-    assert (got[:, 9:] == 7).all()
+@every_product
+@pytest.mark.parametrize(
+    ("outputs", "rows", "first", "width"), [(5, 3, 4, 12), (37, 33, 30, 70), (33, 2, 7, 40)]
+)
+def test_a_matrix_that_is_a_part_of_one(
+    gpu: Gpu, kernel: str, outputs: int, rows: int, first: int, width: int
+) -> None:
+    w, x = weights(format_by_name("Q8_0"), outputs, 64), activations(rows, 64)
+    got = product(gpu, kernel, w, x, out_width=width, out_first=first)
+    assert_products(got[:, first : first + outputs], w, x)
+    assert (got[:, :first] == 7).all()
+    assert (got[:, first + outputs :] == 7).all()
 
 
 def test_more_workgroups_than_work(gpu: Gpu) -> None:
     w, x = weights(format_by_name("Q4_1"), 7, 96), activations(2, 96)
-    assert_products(matvec(gpu, w, x, groups=50), w, x)
+    for kernel in ("matvec", "matmul"):
+        assert_products(product(gpu, kernel, w, x, groups=50), w, x)
     np.testing.assert_array_equal(embed(gpu, w, [1, 6], groups=50), w.array()[[1, 6]])

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from tests.kernels.gpu import Gpu
 from tests.tolerances import KERNEL_ELEMENT, KERNEL_KV_OTHERWISE
 from wgllm.backends import numpy as reference
-from wgllm.quant import format_by_name
 from wgllm.quant.base import F32
-from wgllm.quant.packing import state_layout
+from wgllm.quant.state_words import decode, encode, state_layout
 from wgllm.wgsl import compose
 
 U32 = NDArray[np.uint32]
@@ -30,42 +29,18 @@ def random(*shape: int, size: float = 1) -> F32:
 
 def to_words(state: F32, kv_type: str) -> U32:
     """``state`` [S, Hkv, C, D] as a buffer of its type."""
-    if kv_type in ("f32", "f16"):
-        return state.astype(kv_type[0] + str(int(kv_type[1:]) // 8)).reshape(-1).view(np.uint32)
-    layout = state_layout(kv_type, state.size // state.shape[-1], state.shape[-1])
-    blocks = format_by_name(kv_type).quantize_blocks(state.reshape(-1, 32))
+    cells = state.reshape(-1, state.shape[-1])
+    layout = state_layout(kv_type, *cells.shape)
     words = np.zeros(layout.size, np.uint32)
-    words[: layout.scales] = np.ascontiguousarray(blocks[:, 2:]).reshape(-1).view(np.uint32)
-    scales = (
-        np.ascontiguousarray(blocks[:, :2]).view(np.uint16).reshape(-1, state.shape[-1] // 32)
-    )  # [cells, blocks]
-    padded = np.pad(scales, ((0, 0), (0, scales.shape[1] % 2)))
-    words[layout.scales : layout.scales + padded.size // 2] = padded.reshape(-1).view(np.uint32)
+    numbers, scales = layout.ranges(0, len(cells))
+    words[numbers], words[scales] = encode(cells, kv_type)
     return words
 
 
 def from_words(words: U32, kv_type: str, shape: tuple[int, ...]) -> F32:
-    if kv_type in ("f32", "f16"):
-        return words.view(kv_type[0] + str(int(kv_type[1:]) // 8)).astype(np.float32).reshape(shape)
-    fmt = format_by_name(kv_type)
-    per_cell = shape[-1] // 32
-    cells = math.prod(shape[:-1])
-    layout = state_layout(kv_type, cells, shape[-1])
-    blocks = np.zeros((cells * per_cell, fmt.type_size), np.uint8)
-    blocks[:, 2:] = words[: layout.scales].view(np.uint8).reshape(len(blocks), -1)
-    halves = words[layout.scales :].view(np.uint16)[: cells * (per_cell + per_cell % 2)].reshape(cells, -1)
-    blocks[:, :2] = np.ascontiguousarray(halves[:, :per_cell]).reshape(-1, 1).view(np.uint8)
-    out = np.empty((len(blocks), 32), np.float32)
-    fmt.dequantize_blocks(blocks, out)
-    return out.reshape(shape)
-
-
-def test_the_tests_own_way_there_and_back() -> None:
-    state = random(2, 1, 3, 96)
-    for kv_type in ("f32", "f16", "q8_0", "q4_0"):
-        back = from_words(to_words(state, kv_type), kv_type, state.shape)
-        want = state if kv_type == "f32" else reference.round_as(state, kv_type)
-        np.testing.assert_array_equal(back, want)
+    n, head_dim = math.prod(shape[:-1]), shape[-1]
+    numbers, scales = state_layout(kv_type, n, head_dim).ranges(0, n)
+    return decode(words[numbers], words[scales], kv_type, head_dim).reshape(shape)
 
 
 @pytest.mark.parametrize(
@@ -112,27 +87,33 @@ def test_kv_write(gpu: Gpu, kv_type: str, kv_heads: int, head_dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kv_type", "heads", "kv_heads", "head_dim", "cells"),
+    ("kv_type", "heads", "kv_heads", "head_dim", "cells", "seen"),
     [
-        *(("f32", 1, 1, 4, 1), ("f32", 9, 3, 16, 33), ("f32", 6, 2, 20, 31)),
-        *(("f16", 1, 1, 4, 1), ("f16", 9, 3, 20, 33)),
-        *(("q8_0", 3, 1, 32, 7), ("q8_0", 9, 3, 96, 33), ("q8_0", 4, 2, 64, 31)),
-        *(("q4_0", 3, 1, 32, 7), ("q4_0", 9, 3, 96, 33), ("q4_0", 4, 2, 64, 31)),
+        *(
+            ("f32", 1, 1, 4, 1, 1),
+            ("f32", 9, 3, 16, 33, 33),
+            ("f32", 6, 2, 20, 31, 7),
+            ("f32", 6, 2, 20, 31, 1),
+        ),
+        *(("f16", 1, 1, 4, 1, 1), ("f16", 9, 3, 20, 33, 33), ("f16", 9, 3, 20, 33, 32)),
+        *(("q8_0", 3, 1, 32, 7, 7), ("q8_0", 9, 3, 96, 33, 1), ("q8_0", 4, 2, 64, 31, 30)),
+        *(("q4_0", 3, 1, 32, 7, 7), ("q4_0", 9, 3, 96, 33, 1), ("q4_0", 4, 2, 64, 31, 30)),
     ],
 )
 def test_attention_scores_and_values(
-    gpu: Gpu, kv_type: str, heads: int, kv_heads: int, head_dim: int, cells: int
+    gpu: Gpu, kv_type: str, heads: int, kv_heads: int, head_dim: int, cells: int, seen: int
 ) -> None:
     state = random(SLOTS, kv_heads, cells, head_dim)
     words = to_words(state, kv_type)
-    state = from_words(words, kv_type, state.shape)
-    q, p = random(len(SLOT), heads, head_dim), random(len(SLOT), heads, cells)
+    state = from_words(words, kv_type, state.shape)[:, :, :seen]
+    q, p = random(len(SLOT), heads, head_dim), random(len(SLOT), heads, seen)
     constants = {
         "ROWS": len(SLOT),
         "HEADS": heads,
         "KV_HEADS": kv_heads,
         "HEAD_DIM": head_dim,
         "CELLS": cells,
+        "SEEN": seen,
     }
     if kv_type.startswith("q"):
         constants["SCALES"] = state_layout(kv_type, SLOTS * kv_heads * cells, head_dim).scales

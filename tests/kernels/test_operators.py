@@ -51,6 +51,28 @@ def test_rms_norm_of_zeros_is_zero(gpu: Gpu) -> None:
     assert not gpu.run(source, "rms_norm", [x, random(33), x + 1]).view(np.float32).any()
 
 
+@pytest.mark.parametrize(
+    ("rows", "width", "workgroup"),
+    [(1, 576, 64), (7, 1, 64), (31, 33, 32), (3, 257, 256), (2, 31, 1), (9, 64, 64)],
+)
+def test_layer_norm(gpu: Gpu, rows: int, width: int, workgroup: int) -> None:
+    x, w, b = random(rows, width, size=30) + 100, random(width), random(width + 1)[1:]
+    constants = {"ROWS": rows, "WIDTH": width, "EPS": 1e-5, "WORKGROUP": workgroup}
+    source = compose("kernels/layer_norm.wgsl", constants=constants)
+    got = gpu.run(source, "layer_norm", [x, w, b, np.zeros_like(x)]).view(np.float32).reshape(x.shape)
+    # Of means near 100 the last place is some of what is left when they are taken away.
+    size = np.abs(w) * 100 / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    error = np.abs(got - reference.layer_norm(x, w, b, eps=1e-5))
+    assert (error <= KERNEL_ELEMENT * (1 + size)).all()
+
+
+def test_layer_norm_of_equals_is_its_bias(gpu: Gpu) -> None:
+    x, b = np.full((2, 33), 3, np.float32), random(33)
+    source = compose("kernels/layer_norm.wgsl", constants={"ROWS": 2, "WIDTH": 33, "EPS": 1e-6})
+    got = gpu.run(source, "layer_norm", [x, random(33) + 1, b, np.zeros_like(x)]).view(np.float32)
+    np.testing.assert_array_equal(got.reshape(x.shape), [b, b])
+
+
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize(
     ("rows", "heads", "head_dim", "dim"), [(1, 1, 2, 2), (7, 3, 16, 16), (31, 5, 24, 10)]
@@ -126,16 +148,16 @@ def cells_of(slots: int, cells: int) -> Ints:
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
-@pytest.mark.parametrize(("heads", "cells"), [(1, 7), (3, 33)])
-def test_mask(gpu: Gpu, window: int | None, heads: int, cells: int) -> None:
+@pytest.mark.parametrize(("heads", "cells", "seen"), [(1, 7, 7), (3, 33, 33), (3, 33, 1), (2, 33, 20)])
+def test_mask(gpu: Gpu, window: int | None, heads: int, cells: int, seen: int) -> None:
     cell_pos = cells_of(3, cells)
     pos = np.int32([0, cells // 3, cells, cells // 2 - 1, cells - 1, -1, 0])
     slot = np.int32([0, 0, 0, 1, 1, 1, 2])
-    scores = random(len(pos), heads, cells)
-    constants = {"ROWS": len(pos), "HEADS": heads, "CELLS": cells, "WINDOW": window or 0}
+    scores = random(len(pos), heads, seen)
+    constants = {"ROWS": len(pos), "HEADS": heads, "CELLS": cells, "SEEN": seen, "WINDOW": window or 0}
     source = compose("kernels/mask.wgsl", constants=constants)
     got = gpu.run(source, "mask", [scores, cell_pos, pos, slot, np.zeros_like(scores)]).view(np.float32)
-    want = reference.mask(scores, cell_pos, pos, slot, window=window)
+    want = reference.mask(scores, cell_pos[:, :seen], pos, slot, window=window)
     np.testing.assert_array_equal(got.reshape(scores.shape), np.maximum(want, HIDDEN))
 
 

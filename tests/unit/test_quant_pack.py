@@ -59,35 +59,36 @@ def test_planes_are_aligned_and_nothing_else_is_added(fmt: QuantFormat, n: int) 
 
 
 @every_format
-def test_pieces_in_any_order_make_the_same_words(fmt: QuantFormat) -> None:
-    blocks = random_blocks(fmt, 33)
-    whole = fmt.pack(blocks)
-    words = np.full(whole.layout.size, 0xDEADBEEF, np.uint32)
-    for first, last in ((7, 32), (32, 33), (0, 1), (1, 7)):
-        whole.layout.pack_into(words, blocks[first:last], first)
-    np.testing.assert_array_equal(words, whole.words)
-
-
-@every_format
 def test_many_blocks(fmt: QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_CHUNK", 1000)  # several chunks, the last one short
+    monkeypatch.setattr(packing, "_PIECE", 1000)  # several chunks, the last one short
     blocks = random_blocks(fmt, 1001)
     np.testing.assert_array_equal(unpack(fmt, fmt.pack(blocks)), blocks)
 
 
 def test_padding_is_zero() -> None:
     fmt = next(f for f in FORMATS if f.name == "Q4_0")
-    words = np.full(fmt.layout(1).size, 0xFFFFFFFF, np.uint32)
-    fmt.layout(1).pack_into(words, random_blocks(fmt, 1))
-    assert words[fmt.layout(1).offsets[1] :].view(np.uint8)[2:].tolist() == [0] * 14
+    packed = fmt.pack(random_blocks(fmt, 1))
+    assert packed.words[packed.layout.offsets[1] :].view(np.uint8)[2:].tolist() == [0] * 14
 
 
-@pytest.mark.parametrize(("n", "first", "size"), [(3, 6, 0), (1, -1, 0), (3, 0, 4)])
-def test_pieces_that_do_not_fit_are_refused(n: int, first: int, size: int) -> None:
+@every_format
+@pytest.mark.parametrize("n", COUNTS)
+def test_pieces_are_whole_words_within_the_buffer(
+    fmt: QuantFormat, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_PIECE", 1000)
+    layout = fmt.layout(n)
+    end = 0
+    for at, piece in layout.pieces(random_blocks(fmt, n)):
+        assert (at % 4, piece.size % 4) == (0, 0)
+        end = max(end, at + piece.size)
+    assert 0 < end <= 4 * layout.size
+
+
+def test_another_number_of_blocks_is_refused() -> None:
     fmt = FORMATS[2]
-    layout = fmt.layout(8)
     with pytest.raises(ValueError, match="do not fit"):
-        layout.pack_into(np.zeros(layout.size + size, np.uint32), random_blocks(fmt, n), first)
+        list(fmt.layout(8).pieces(random_blocks(fmt, 7)))
 
 
 def test_every_format_has_a_shader_that_reads_its_planes() -> None:
@@ -96,23 +97,3 @@ def test_every_format_has_a_shader_that_reads_its_planes() -> None:
         assert declared == [f"PLANE_{i}" for i in range(len(fmt.planes))], fmt.name
     there = {f"quant/{f.name}" for f in files("wgllm.shaders").joinpath("quant").iterdir()}
     assert there == {fmt.wgsl for fmt in FORMATS}
-
-
-@pytest.mark.parametrize(
-    ("kv_type", "head_dim", "scales", "size"),
-    [
-        ("f32", 64, 3 * 64, 192),
-        ("f16", 20, 30, 32),
-        ("q8_0", 64, 48, 52),
-        ("q8_0", 96, 72, 80),
-        ("q4_0", 32, 12, 16),
-    ],
-)
-def test_state_of_three_cells(kv_type: str, head_dim: int, scales: int, size: int) -> None:
-    assert packing.state_layout(kv_type, 3, head_dim) == packing.StateLayout(scales, size)
-
-
-@pytest.mark.parametrize(("kv_type", "head_dim"), [("f16", 6), ("q8_0", 80), ("q4_0", 16)])
-def test_heads_that_are_no_whole_blocks_are_refused(kv_type: str, head_dim: int) -> None:
-    with pytest.raises(ValueError, match=f"heads of {head_dim} numbers can't be kept as {kv_type}"):
-        packing.state_layout(kv_type, 1, head_dim)

@@ -99,6 +99,16 @@ def rms_norm(x: Array, w: Array, *, eps: float, offset: float) -> Array:
     return y
 
 
+def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Array:
+    y: Array = x - x.mean(axis=-1, keepdims=True)
+    # Of the differences: the mean of squares less the square of the mean cancels where x is far from zero.
+    variance = np.einsum("...i,...i->...", y, y)[..., None] / np.float32(len(w))
+    y *= np.float32(1) / np.sqrt(variance + np.float32(eps))
+    y *= w
+    y += b
+    return y
+
+
 class Turns(NamedTuple):
     """What turns the rows of a step."""
 
@@ -337,6 +347,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "mul": mul,
     "reshape": reshape,
     "rms_norm": rms_norm,
+    "layer_norm": layer_norm,
     "rope": rope,
     "cell_write": cell_write,
     "kv_write": kv_write,

@@ -67,8 +67,9 @@ class QuantFormat(abc.ABC):
     def pack(self, blocks: U8) -> packing.Packed:
         """``blocks [n, type_size]`` as shaders read them."""
         layout = self.layout(len(blocks))
-        words = np.empty(layout.size, np.uint32)
-        layout.pack_into(words, blocks)
+        words = np.zeros(layout.size, np.uint32)
+        for at, piece in layout.pieces(blocks):
+            words.view(np.uint8)[at : at + piece.size] = piece
         return packing.Packed(layout, words)
 
     @property

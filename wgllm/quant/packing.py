@@ -8,7 +8,7 @@ packed by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ GROUP = 32
 Planes = tuple[tuple[int, int], ...]
 """First and last (exclusive) byte in a block of what each plane holds."""
 
-# Blocks are copied this many bytes at a time, so that they are in a core's cache when the next plane is copied.
-_CHUNK = 1 << 18
+# Blocks are copied about this many bytes at a time.
+_PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,25 @@ class Layout:
         """What the format's shader needs to know: ``PLANE_0``, ``PLANE_1``, …"""
         return {f"PLANE_{i}": offset for i, offset in enumerate(self.offsets)}
 
-    def pack_into(self, words: NDArray[np.uint32], blocks: NDArray[np.uint8], first: int = 0) -> None:
-        """Puts ``blocks [n, type_size]``, which are ``first : first + n``, to their places in ``words [size]``.
+    def pieces(self, blocks: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Bytes of the buffer and where they begin, of all ``blocks [n_blocks, type_size]``; the rest is zero.
 
-        The piece that holds the last block also clears the padding. Pieces may be packed by several threads.
+        Each piece is a multiple of 4 bytes and begins at one; together they take little more memory than one does.
         """
-        last = first + len(blocks)
-        if words.shape != (self.size,) or not 0 <= first <= last <= self.n_blocks:
-            raise ValueError(
-                f"blocks {first}:{last} do not fit a layout of {self.n_blocks} in {self.size} words"
-            )
-        ends = (*self.offsets[1:], self.size)
-        places = []  # of each plane: the bytes from its first block of this piece to its end
-        for (start, stop), offset, end in zip(self.planes, self.offsets, ends, strict=True):
-            place = words[offset:end].view(np.uint8)
-            if last == self.n_blocks:
-                place[last * (stop - start) :] = 0
-            places.append(place[first * (stop - start) :])
-        step = max(1, _CHUNK // blocks.shape[1])
+        if len(blocks) != self.n_blocks:
+            raise ValueError(f"{len(blocks)} blocks do not fit a layout of {self.n_blocks}")
+        step = max(16, _PIECE // blocks.shape[1] // 16 * 16)  # 16 blocks of any plane are whole words
         for at in range(0, len(blocks), step):
             chunk = blocks[at : at + step]
-            for (start, stop), place in zip(self.planes, places, strict=True):
+            for (start, stop), offset in zip(self.planes, self.offsets, strict=True):
                 width = stop - start
                 # As one wide element per block: NumPy copies those several times as fast as rows of a few bytes.
-                wide = place[at * width : (at + len(chunk)) * width].view(f"V{width}")
-                np.copyto(wide, chunk[:, start:stop].view(f"V{width}")[:, 0])
+                plane = (
+                    np.ascontiguousarray(chunk[:, start:stop].view(f"V{width}")).view(np.uint8).reshape(-1)
+                )
+                if plane.size % 4:
+                    plane = np.pad(plane, (0, -plane.size % 4))
+                yield 4 * offset + at * width, plane
 
 
 @dataclass(frozen=True)
@@ -85,30 +79,3 @@ def layout(planes: Sequence[tuple[int, int]], n_blocks: int, block_size: int) ->
         offsets.append(at)
         at += -(-padded * (stop - start) // 16) * 4
     return Layout(tuple(planes), n_blocks, tuple(offsets), at)
-
-
-@dataclass(frozen=True)
-class StateLayout:
-    """Where a KV state of ``n_cells`` cells (of all slots and heads) of ``head_dim`` numbers lies in one buffer.
-
-    f32 and f16 cells lie one after the other. q8_0 and q4_0: the quants of all blocks, then of each cell its float16
-    scales, in whole words, so that no two cells share one: each can be written by itself.
-    """
-
-    scales: int
-    """Where the scales begin, in u32 words; the end of the numbers when there are none."""
-    size: int
-    """Of the buffer, in u32 words."""
-
-
-_STATE_BITS = {"f32": 32, "f16": 16, "q8_0": 8, "q4_0": 4}
-
-
-def state_layout(kv_type: str, n_cells: int, head_dim: int) -> StateLayout:
-    """The layout of a KV state. ``head_dim`` is a multiple of 4, of 32 for q8_0 and q4_0."""
-    bits = _STATE_BITS[kv_type]
-    if head_dim % (4 if bits >= 16 else GROUP):
-        raise ValueError(f"heads of {head_dim} numbers can't be kept as {kv_type}")
-    scales = n_cells * head_dim * bits // 32
-    per_cell = 0 if bits >= 16 else (head_dim // GROUP + 1) // 2
-    return StateLayout(scales, -(-(scales + n_cells * per_cell) // 4) * 4)
