@@ -17,8 +17,8 @@ Ints = NDArray[np.int32]
 
 StateArray = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int32]
 
-Trace = Callable[[Node, Mapping[str, Array]], None]
-"""Called after each node with what it made, by name."""
+Trace = Callable[[Node, Mapping[str, Array | Ints]], None]
+"""Called after each node with what it made, by name; of state, all of it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,14 @@ class LoadOptions:
     kv_type_v: str | None = None
     fused_attention: bool = True
     """Whether attention may run as one node that never makes the whole matrix of scores."""
+    largest_step: int = 256
+    """The most rows of a step."""
+    ctx_size: int | None = None
+    """The most positions of a sequence; None: as many as the largest cell count."""
+
+    @property
+    def positions(self) -> int:
+        return self.ctx_size or max(self.sizes.values())
 
     def kv_type_of(self, state: str) -> str:
         """The type of a K or V state tensor, by its name."""

@@ -6,10 +6,14 @@ Only this file and the executor on top of it import wgpu. Importing this module 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wgllm import debug
 from wgllm.errors import DeviceError, UsageError, printable
@@ -25,6 +29,7 @@ _DEFAULT_LIMITS = {
     "max-compute-workgroup-size-x": 256,
     "max-compute-workgroup-size-y": 256,
     "max-compute-workgroup-size-z": 64,
+    "max-compute-workgroups-per-dimension": 65535,
 }
 # Not OpenGL: it shows the same cards a second time, with fewer abilities.
 _INTERFACES = ("Vulkan", "Metal", "DX12")
@@ -45,6 +50,10 @@ class Adapter:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}, {self.interface})"
+
+
+class OutOfDeviceMemory(DeviceError):
+    """The device has no memory left for a buffer."""
 
 
 class ShaderError(DeviceError):
@@ -92,15 +101,34 @@ def choose(found: list[Adapter], wanted: str | None = None, *, software: bool = 
     return min(usable, key=lambda a: _RANK.index(a.kind))  # the first of equals
 
 
+class Call(NamedTuple):
+    """One dispatch, ready to be recorded. What wgpu gave for it must be kept alive elsewhere too."""
+
+    pipeline: Any
+    bind_group: Any
+    groups: int
+
+
+class Copy(NamedTuple):
+    source: Any
+    offset: int
+    size: int
+    """Bytes, a multiple of 4."""
+    target: Any
+    target_offset: int
+
+
 @dataclass(frozen=True)
 class Device:
-    """An opened adapter."""
+    """An opened adapter, and what the rest of wgllm does with it."""
 
     adapter: Adapter
     limits: Mapping[str, int]
     """What shaders and buffers may use, under WebGPU's names with hyphens."""
     features: frozenset[str]
     handle: Any = field(repr=False)
+    prebound: bool = True
+    """Record through wgpu-native's functions, a third of the time of wgpu-py's classes, where they are there."""
 
     @staticmethod
     def open(adapter: Adapter, features: Iterable[str] = (), *, default_limits: bool = False) -> Device:
@@ -132,6 +160,114 @@ class Device:
                 layout=layout, compute={"module": module, "entry_point": entry}
             )
 
+    def buffer(self, size: int, label: str, *, readback: bool = False) -> Any:
+        """A storage buffer of zeros, or one to copy results to and read them. Raises OutOfDeviceMemory."""
+        usage = _wgpu().BufferUsage
+        kind = usage.MAP_READ if readback else usage.STORAGE | usage.COPY_SRC
+        with reported(f"no buffer of {size / 2**20:,.1f} MiB for {label}"):
+            return self.handle.create_buffer(label=label, size=size, usage=kind | usage.COPY_DST)
+
+    def bind_group(self, pipeline: Any, bindings: Sequence[tuple[Any, int, int]], label: str) -> Any:
+        """``bindings``: buffer, offset and size (bytes) by number."""
+        entries = [
+            {"binding": i, "resource": {"buffer": buffer, "offset": offset, "size": size}}
+            for i, (buffer, offset, size) in enumerate(bindings)
+        ]
+        with reported(f"can't bind the buffers of {label}"):
+            layout = pipeline.get_bind_group_layout(0)
+            return self.handle.create_bind_group(label=label, layout=layout, entries=entries)
+
+    def write(self, buffer: Any, offset: int, data: NDArray[Any]) -> None:
+        """Before everything that is submitted later. Offset and size are multiples of 4."""
+        with reported("can't write to a buffer"):
+            self.handle.queue.write_buffer(buffer, offset, data)
+
+    def submit(self, calls: Sequence[Call], copies: Sequence[Copy] = ()) -> None:
+        """Records ``calls`` in one pass, then ``copies``, and hands them to the device."""
+        with reported("the graphics card refused a step"):
+            encoder = self.handle.create_command_encoder()
+            if calls:
+                compute = encoder.begin_compute_pass()
+                native = _native() if self.prebound else None
+                if native is None:
+                    _record(compute, calls)
+                else:
+                    native.record(compute, calls)
+                compute.end()
+            for copy in copies:
+                encoder.copy_buffer_to_buffer(
+                    copy.source, copy.offset, copy.target, copy.target_offset, copy.size
+                )
+            self.handle.queue.submit([encoder.finish()])
+
+    def wait(self) -> None:
+        """Until everything that was submitted is done: by reading a number that is copied last."""
+        # wgpu-py 0.32's on_submitted_work_done_sync() fails: its callback has another signature than the library's.
+        self.submit([], [Copy(self._number, 0, 4, self._fence, 0)])
+        self.mapped(self._fence, 4)
+
+    @functools.cached_property
+    def _number(self) -> Any:
+        return self.buffer(16, "a number")
+
+    @functools.cached_property
+    def _fence(self) -> Any:
+        return self.buffer(16, "a number that was copied", readback=True)
+
+    def mapped(self, buffer: Any, size: int) -> NDArray[np.uint8]:
+        """A copy of the first ``size`` bytes of a readback buffer, when all copies to it are done."""
+        with reported("can't read results"):
+            buffer.map_sync("READ", 0, size)
+            try:
+                return np.frombuffer(buffer.read_mapped(0, size), np.uint8)
+            finally:
+                buffer.unmap()
+
+
+def _record(compute: Any, calls: Sequence[Call]) -> None:
+    """Through the public interface."""
+    last = None
+    for pipeline, bind_group, groups in calls:
+        if pipeline is not last:
+            compute.set_pipeline(pipeline)
+            last = pipeline
+        compute.set_bind_group(0, bind_group)
+        compute.dispatch_workgroups(groups)
+
+
+class _Native:
+    """wgpu-native's functions without the checks that wgpu-py makes around each; encoder.finish() still checks."""
+
+    def __init__(self) -> None:
+        from wgpu.backends.wgpu_native._ffi import (  # type: ignore[import-untyped,unused-ignore]
+            ffi,
+            lib,
+        )
+
+        self._null = ffi.NULL
+        self._set_pipeline = lib.wgpuComputePassEncoderSetPipeline
+        self._set_bind_group = lib.wgpuComputePassEncoderSetBindGroup
+        self._dispatch = lib.wgpuComputePassEncoderDispatchWorkgroups
+
+    def record(self, compute: Any, calls: Sequence[Call]) -> None:
+        encoder, null, last = compute._internal, self._null, None
+        set_bind_group, dispatch = self._set_bind_group, self._dispatch
+        for pipeline, bind_group, groups in calls:
+            if pipeline is not last:
+                self._set_pipeline(encoder, pipeline._internal)
+                last = pipeline
+            set_bind_group(encoder, 0, bind_group._internal, 0, null)
+            dispatch(encoder, groups, 1, 1)
+
+
+@functools.cache
+def _native() -> _Native | None:
+    """None where wgpu-py has other private names than those of the versions that we know."""
+    try:
+        return _Native()
+    except (ImportError, AttributeError):
+        return None
+
 
 @contextlib.contextmanager
 def reported(what: str, source: Source | None = None) -> Iterator[None]:
@@ -139,6 +275,8 @@ def reported(what: str, source: Source | None = None) -> Iterator[None]:
     wgpu = _wgpu()
     try:
         yield
+    except wgpu.GPUOutOfMemoryError as error:
+        raise OutOfDeviceMemory(f"{what}: the graphics card has no memory left") from error
     except (wgpu.GPUError, wgpu.GPUPipelineError) as error:
         message = str(error)
         if source is not None and "Shader" in message and "┌" in message:

@@ -36,7 +36,7 @@ class Pipeline:
 
         bad: list[Node] = []
 
-        def look(node: Node, made: dict[str, Array]) -> None:
+        def look(node: Node, made: Mapping[str, Array | Ints]) -> None:
             # A mask makes -inf on purpose.
             if node.op != "mask" and not all(
                 np.isfinite(a).all() for a in made.values() if a.dtype == np.float32
@@ -45,7 +45,7 @@ class Pipeline:
                 raise Found
 
         try:
-            self.run(step, trace=look)  # type: ignore[arg-type]
+            self.run(step, trace=look)
         except Found:
             return bad[0]
         return None

@@ -1,0 +1,290 @@
+"""The WebGPU executor: lowers a graph to a plan for a device, fills its buffers, and replays the plan step by step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wgllm.backends.base import Array, Ints, LoadOptions, StateArray, Trace
+from wgllm.backends.device import Call, Copy, Device
+from wgllm.backends.fills import Bytes
+from wgllm.backends.gpu_memory import GpuMemory
+from wgllm.backends.gpu_state import GpuState
+from wgllm.errors import DeviceError
+from wgllm.formats.model_file import TensorView
+from wgllm.fuse import fuse
+from wgllm.graph import OUT_ROWS, ROWS, SLOTS, Graph
+from wgllm.lowering import PlanOptions, lower
+from wgllm.ops import Dim
+from wgllm.plan import Dispatch, Limits, Part, Plan, PlanError, Region, Schedule, Width
+
+# A submission should take about this long: a cancel is seen between two, and systems reset a card that is busy for
+# seconds.
+_SUBMISSION_SECONDS = 0.05
+# Multiplications per second until they have been measured.
+_FIRST_PACE = 2e9
+# Shorter submissions spend their time elsewhere than in shaders.
+_TELLING_SECONDS = 0.005
+_DTYPES = {"f32": np.float32, "i32": np.int32}
+
+
+class WebGpuExecutor:
+    """Runs graphs on a graphics card, or on software that imitates one."""
+
+    name = "webgpu"
+    fused_ops: frozenset[str] = frozenset()
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def plan(self, graph: Graph, options: LoadOptions) -> Plan:
+        """Raises DeviceError for a graph that this device can't take."""
+        try:
+            return lower(
+                graph,
+                PlanOptions(
+                    options.sizes,
+                    options.positions,
+                    options.largest_step,
+                    options.kv_type_of,
+                    Limits.of(self.device.limits),
+                ),
+            )
+        except PlanError as error:
+            raise DeviceError(f"{self.device.adapter.name}: {error}") from error
+
+    def load(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> WebGpuProgram:
+        """Raises DeviceError for what the device can't take, OutOfDeviceMemory when it has no room."""
+        graph = fuse(graph, self.fused_ops)
+        return WebGpuProgram(self.device, graph, self.plan(graph, options), weights, options)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A body or a tail that is ready to run."""
+
+    width: Width
+    rows: int
+    """That count; the others are padding."""
+    dispatches: Schedule
+    calls: Sequence[Call]
+
+
+class WebGpuProgram:
+    def __init__(
+        self,
+        device: Device,
+        graph: Graph,
+        plan: Plan,
+        weights: Mapping[str, TensorView],
+        options: LoadOptions,
+    ) -> None:
+        self.device = device
+        self.graph = graph
+        self.plan = plan
+        self.options = options
+        self._pipelines: dict[int, object] = {}
+        self._bind_groups: dict[tuple[int, tuple[Region, ...]], object] = {}
+        self._calls: dict[Width, list[Call]] = {}
+        self._pace = _FIRST_PACE
+        self._weight_bytes = {t.name: weights[t.name].nbytes for t in graph.of_kind("weight")}
+        self._memory = GpuMemory(device, plan)
+        try:
+            self._state = GpuState(graph, options, plan, self._memory)
+            self._memory.fill(plan, weights, options.progress)
+        except BaseException:
+            self._memory.close()
+            raise
+
+    def run(
+        self,
+        inputs: Mapping[str, Array | Ints],
+        *,
+        interrupt: Callable[[], None] | None = None,
+        trace: Trace | None = None,
+    ) -> dict[str, Array]:
+        rows = len(inputs["pos"])
+        self._state.step(np.asarray(inputs["pos"], np.int32), np.asarray(inputs["slot"], np.int32))
+        waiting = [self._stage("body", inputs, slice(0, rows), cells=int(inputs["pos"].max()) + 1)]
+        made: dict[str, list[Array]] = {name: [] for name in self.plan.outputs}
+        wanted = len(inputs["out_rows"]) if "out_rows" in self.plan.inputs else 0
+        for first in range(0, wanted, self.plan.out_rows):
+            mine = slice(first, min(first + self.plan.out_rows, wanted))
+            waiting.append(self._stage("tail", inputs, mine))
+            self._replay(waiting, made, interrupt, trace)
+            waiting = []
+        if waiting:
+            self._replay(waiting, made, interrupt, trace)
+        return {name: self._joined(name, arrays) for name, arrays in made.items()}
+
+    def _joined(self, name: str, arrays: list[Array]) -> Array:
+        if len(arrays) == 1:
+            return arrays[0]
+        width = self.plan.outputs[name].row // 4
+        return np.concatenate(arrays) if arrays else np.empty((0, width), np.float32)
+
+    def _stage(self, part: Part, inputs: Mapping[str, Array | Ints], mine: slice, cells: int = 0) -> _Stage:
+        """A body or a tail for the rows ``mine``, with its inputs written. Those of what runs first go first."""
+        rows = mine.stop - mine.start
+        width, dispatches = self.plan.schedule(part, rows, cells)
+        if width not in self._calls:
+            self._calls[width] = [self._call(d) for d in dispatches]
+        for name, value in self.plan.inputs.items():
+            if value.part == part:
+                padded = np.full((width.rows, value.row // 4), value.pad, _DTYPES[value.dtype])
+                padded[:rows] = np.asarray(inputs[name][mine]).reshape(rows, -1)
+                self._memory.write(value.region, padded)
+        return _Stage(width, rows, dispatches, self._calls[width])
+
+    def _call(self, dispatch: Dispatch) -> Call:
+        kernel = self.plan.kernels[dispatch.kernel]
+        pipeline = self._pipelines.get(dispatch.kernel)
+        if pipeline is None:
+            pipeline = self._pipelines[dispatch.kernel] = self.device.pipeline(kernel.source, kernel.entry)
+        key = (dispatch.kernel, dispatch.bindings)
+        if key not in self._bind_groups:
+            bindings = [(self._memory.buffers[b], offset, size) for b, offset, size in dispatch.bindings]
+            self._bind_groups[key] = self.device.bind_group(pipeline, bindings, kernel.entry)
+        return Call(pipeline, self._bind_groups[key], dispatch.groups)
+
+    def _replay(
+        self,
+        stages: Sequence[_Stage],
+        made: dict[str, list[Array]],
+        interrupt: Callable[[], None] | None,
+        trace: Trace | None,
+    ) -> None:
+        """Runs stages and adds the rows of their outputs to ``made``."""
+        wanted = [
+            (name, value, stage.rows)
+            for stage in stages
+            for name, value in self.plan.outputs.items()
+            if value.part == stage.width.part
+        ]
+        copies = self._memory.copies([(value.region, rows * value.row) for _, value, rows in wanted])
+        if trace is not None:
+            for stage in stages:
+                self._run_traced(stage, trace, interrupt)
+            copies = self._memory.copies([(value.region, rows * value.row) for _, value, rows in wanted])
+            self.device.submit([], copies)
+            data = self._memory.collect(copies)
+        else:
+            data = self._submit(stages, copies, interrupt)
+        for (name, value, rows), copy in zip(wanted, copies, strict=True):
+            numbers = data[copy.target_offset : copy.target_offset + copy.size].view(np.float32)
+            made[name].append(numbers.reshape(rows, value.row // 4))
+
+    def _submit(
+        self, stages: Sequence[_Stage], copies: Sequence[Copy], interrupt: Callable[[], None] | None
+    ) -> Bytes:
+        """In submissions that are short at the pace of late; returns what ``copies`` copied in the end."""
+        calls = [c for stage in stages for c in stage.calls]
+        costs = [d.cost for stage in stages for d in stage.dispatches]
+        first = 0
+        while True:
+            last, cost = first, 0
+            while last < len(calls) and (cost == 0 or cost + costs[last] <= self._pace * _SUBMISSION_SECONDS):
+                cost += costs[last]
+                last += 1
+            ends = last == len(calls)
+            started = time.perf_counter()
+            self.device.submit(calls[first:last], copies if ends else ())
+            if ends and copies:
+                data = self._memory.collect(copies)
+            else:
+                self.device.wait()
+                data = np.empty(0, np.uint8)
+            self._learn_pace(cost, time.perf_counter() - started)
+            if ends:
+                return data
+            if interrupt is not None:
+                interrupt()
+            first = last
+
+    def _learn_pace(self, cost: int, seconds: float) -> None:
+        """By and by: a submission that had to wait for others tells little."""
+        pace = max(cost, 1) / max(seconds, 1e-6)
+        if seconds > _TELLING_SECONDS or pace > self._pace:
+            self._pace = min(max(pace, self._pace / 2), 2 * self._pace)
+
+    def _run_traced(self, stage: _Stage, trace: Trace, interrupt: Callable[[], None] | None) -> None:
+        """One node at a time, each followed by its result."""
+        nodes = iter(zip(stage.dispatches, stage.calls, strict=True))
+        waiting = next(nodes, None)
+        for i, (node, planned) in enumerate(zip(self.graph.nodes, self.plan.nodes, strict=True)):
+            if planned.part != stage.width.part:
+                continue
+            calls = []
+            while waiting is not None and waiting[0].node == i:
+                calls.append(waiting[1])
+                waiting = next(nodes, None)
+            self.device.submit(calls)
+            self.device.wait()
+            if interrupt is not None:
+                interrupt()
+            trace(
+                node, {n: self._read(n, r, stage) for n, r in zip(node.outputs, planned.regions, strict=True)}
+            )
+
+    def _read(self, name: str, region: Region, stage: _Stage) -> Array | Ints:
+        """What a node made; of KV state all slots [S, Hkv, C, D], of scores only the cells that it looked at."""
+        tensor = self.graph.tensors[name]
+        if tensor.kind == "state":
+            if tensor.dtype == "i32":
+                positions = self._state.positions[name]
+                return self._memory.read(region, positions.nbytes).view(np.int32).reshape(positions.shape)
+            return np.stack([self._state.read_cells(tensor, s) for s in range(self.options.sizes[SLOTS])])
+        sizes = {
+            **{n: min(size, stage.width.cells) for n, size in self.options.sizes.items()},
+            ROWS: stage.rows,
+            OUT_ROWS: stage.rows,
+        }
+        shape = tuple(d if isinstance(d, int) else sizes[d] for d in tensor.shape)
+        return self._memory.read(region, 4 * math.prod(shape)).view(np.float32).reshape(shape)
+
+    # What others ask of a program
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self._weight_bytes[w] for w, _ in self._products())
+
+    @property
+    def head_bytes(self) -> int:
+        return sum(self._weight_bytes[w] for w, rows in self._products() if rows == OUT_ROWS)
+
+    @property
+    def products(self) -> tuple[int, int]:
+        sizes = {ROWS: 0, OUT_ROWS: 0}
+        for weight, rows in self._products():
+            sizes[str(rows)] += math.prod(d for d in self.graph.tensors[weight].shape if isinstance(d, int))
+        return sizes[ROWS], sizes[OUT_ROWS]
+
+    def _products(self) -> Iterator[tuple[str, Dim]]:
+        """The weights of all products, with the name of the row count of their input."""
+        for node in self.graph.nodes:
+            if node.op == "matmul":
+                yield node.inputs[1], self.graph.tensors[node.inputs[0]].shape[0]
+
+    def truncate(self, slot: int, length: int) -> None:
+        self._state.truncate(slot, length)
+
+    def wipe(self, slot: int) -> None:
+        self._state.wipe(slot)
+
+    def save_state(self, slot: int) -> dict[str, StateArray]:
+        return self._state.save(slot)
+
+    def load_state(
+        self, slot: int, arrays: Mapping[str, StateArray], length: int, lost: Mapping[str, int]
+    ) -> None:
+        self._state.load(slot, arrays, length, lost)
+
+    def close(self) -> None:
+        self._calls.clear()
+        self._bind_groups.clear()
+        self._pipelines.clear()
+        self._memory.close()
