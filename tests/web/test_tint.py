@@ -1,0 +1,98 @@
+"""Every shader composes to text that tint, Chromium's compiler, accepts: it is stricter than naga here and there."""
+
+from __future__ import annotations
+
+import importlib.resources
+
+import pytest
+
+from tests.web.browser import BrowserPage
+from wgllm.kv_types import KV_TYPES
+from wgllm.quant import QuantFormat, all_formats
+from wgllm.wgsl import Constant, Source, compose
+
+Constants = dict[str, Constant]
+
+STATE: Constants = {"ROWS": 3, "KV_HEADS": 2, "HEAD_DIM": 64, "CELLS": 40}
+ATTENTION: Constants = {**STATE, "HEADS": 4, "SEEN": 32}
+PRODUCT: Constants = {"ROWS": 3, "INPUTS": 512, "OUTPUTS": 7, "OUT_WIDTH": 9, "OUT_FIRST": 2}
+SCALES = STATE["CELLS"] * STATE["HEAD_DIM"]
+
+# Constants that each kernel may have: one set for kernels that stand alone …
+PLAIN: dict[str, Constants] = {
+    "argmax": {"ROWS": 3, "WIDTH": 65},
+    "cell_write": {"ROWS": 3, "CELLS": 40},
+    "elementwise": {"COUNT": 65, "PARAMETER": 30.0, "WIDTH": 5},
+    "kv_write": STATE,
+    "kv_write_quantized": {**STATE, "SCALES": SCALES},
+    "layer_norm": {"ROWS": 3, "WIDTH": 65, "EPS": 1e-5},
+    "mask": {"ROWS": 3, "HEADS": 4, "CELLS": 40, "SEEN": 32, "WINDOW": 8},
+    "rms_norm": {"ROWS": 3, "WIDTH": 65, "EPS": 1e-6, "OFFSET": 1.0},
+    "rope": {"ROWS": 3, "HEADS": 4, "HEAD_DIM": 64, "DIM": 48, "INTERLEAVED": True},
+    "select_rows": {"OUT_ROWS": 2, "WIDTH": 65},
+    "softmax": {"ROWS": 3, "WIDTH": 65},
+}
+# … for those that read weights of any format, 3584 numbers of them, …
+OF_WEIGHTS: dict[str, Constants] = {
+    "embed": {"ROWS": 3, "WIDTH": 512, "COUNT": 7, "FIRST": 7},
+    "matmul": PRODUCT,
+    "matvec": PRODUCT,
+}
+# … and for those that read KV state of any type.
+OF_STATE: dict[str, Constants] = {"attn_scores": ATTENTION, "attn_values": ATTENTION}
+
+
+def plain(kernel: str) -> Source:
+    return compose(f"kernels/{kernel}.wgsl", constants=PLAIN[kernel], host="tint")
+
+
+def of_weights(kernel: str, fmt: QuantFormat) -> Source:
+    constants = OF_WEIGHTS[kernel] | fmt.layout(7 * 512 // fmt.block_size).constants
+    return compose(f"kernels/{kernel}.wgsl", fmt.wgsl, constants=constants, host="tint")
+
+
+def of_state(kernel: str, kv_type: str) -> Source:
+    scales = {"SCALES": SCALES} if kv_type in ("q8_0", "q4_0") else {}
+    constants = OF_STATE[kernel] | scales
+    return compose(f"kernels/{kernel}.wgsl", f"kv/{kv_type}.wgsl", constants=constants, host="tint")
+
+
+def assert_accepted(page: BrowserPage, *sources: Source) -> None:
+    mistakes = page.mistakes(sources)
+    assert not mistakes, "\n\n".join(mistakes)
+
+
+def test_every_kernel_is_listed_here() -> None:
+    files = importlib.resources.files("wgllm.shaders").joinpath("kernels").iterdir()
+    kernels = {f.name.removesuffix(".wgsl") for f in files if f.name.endswith(".wgsl")}
+    assert kernels == PLAIN.keys() | OF_WEIGHTS.keys() | OF_STATE.keys()
+
+
+def test_kernels_that_stand_alone(browser_page: BrowserPage) -> None:
+    assert_accepted(browser_page, *map(plain, PLAIN))
+
+
+def test_kernels_with_every_format(browser_page: BrowserPage) -> None:
+    assert_accepted(
+        browser_page, *(of_weights(kernel, fmt) for kernel in OF_WEIGHTS for fmt in all_formats())
+    )
+
+
+def test_kernels_with_every_kv_type(browser_page: BrowserPage) -> None:
+    assert_accepted(browser_page, *(of_state(kernel, kv_type) for kernel in OF_STATE for kv_type in KV_TYPES))
+
+
+def test_features_are_enabled_as_tint_wants_them(browser_page: BrowserPage) -> None:
+    if "subgroups" not in browser_page.adapter_info()["features"]:
+        pytest.skip("this adapter has no subgroups")
+    text = "@compute @workgroup_size(32) fn f() { _ = subgroupAdd(1u); }\n"
+    source = compose("f.wgsl", host="tint", features=["subgroups"], read=lambda name: text)
+    assert_accepted(browser_page, source)
+
+
+def test_what_is_broken_is_refused_with_its_place(browser_page: BrowserPage) -> None:
+    text = "//!const N: u32\n\nfn f(i: u32) -> f32 {\n    return i * N;\n}\n"
+    broken = compose("broken.wgsl", constants={"N": 3}, host="tint", read=lambda name: text)
+    (mistake,) = browser_page.mistakes([plain("softmax"), broken, plain("argmax")])
+    assert mistake.startswith("broken.wgsl: broken.wgsl:4: ")
+    assert "> broken.wgsl:4 |     return i * N;" in mistake

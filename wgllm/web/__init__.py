@@ -1,0 +1,1 @@
+"""What runs in a browser: ``runtime.js`` replays plans through ``navigator.gpu``."""
