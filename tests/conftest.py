@@ -56,6 +56,7 @@ def reference() -> Callable[[str], Any]:
 
 @pytest.fixture(autouse=True)
 def _no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests see wgllm as a user does who has set nothing."""
+    """Tests see wgllm as a user does who has set nothing and has no graphics card, unless they ask for one."""
     for name in ("WGLLM_DEBUG", "WGLLM_FUSE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WGLLM_BACKEND", "numpy")

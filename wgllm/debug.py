@@ -1,6 +1,7 @@
 """Switches of the environment, all in one place.
 
 ``WGLLM_DEBUG=1``: tracebacks.
+``WGLLM_BACKEND=numpy`` (or ``webgpu``): what the backend ``auto`` means.
 ``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
 """
 
@@ -13,6 +14,11 @@ def level() -> int:
     """``WGLLM_DEBUG`` as a number: 0 when unset or empty, 1 when it is no number."""
     value = os.environ.get("WGLLM_DEBUG") or "0"
     return int(value) if value.isdecimal() else 1
+
+
+def backend() -> str:
+    """``WGLLM_BACKEND``, ``auto`` when unset or empty."""
+    return os.environ.get("WGLLM_BACKEND") or "auto"
 
 
 def fusion_off() -> frozenset[str] | None:

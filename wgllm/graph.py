@@ -6,13 +6,15 @@ graphs whose fused nodes keep the textbook nodes they stand for as their ``body`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any, Literal, TypeVar
 
 from wgllm import ops
 from wgllm.ops import Shape
 
+T = TypeVar("T")
 Kind = Literal["weight", "state", "input", "temp", "output"]
 
 ROWS = "rows"
@@ -86,11 +88,33 @@ class Graph:
         at = next((i for i, n in enumerate(self.nodes) if n.layer is not None and n.layer >= layer), None)
         if not at:
             raise ValueError(f"nothing to cut before layer {layer}")
-        first, rest = self.nodes[:at], self.nodes[at:]
+        (_, first), (_, rest) = self.split([i >= at for i in range(len(self.nodes))])
+        return first, rest
+
+    def split(self, where: Sequence[T]) -> list[tuple[T, Graph]]:
+        """A graph for each run of nodes that belong to the same place, by ``where`` [nodes], in order.
+
+        Raises ValueError for KV state that two places would have to share.
+        """
+        runs = [
+            (place, tuple(n for _, n in run))
+            for place, run in groupby(zip(where, self.nodes, strict=True), key=lambda item: item[0])
+        ]
+        homes: dict[str, int] = {}
         # Which position each cell holds is state that every segment keeps for itself.
-        read = {name for n in rest for name in n.inputs}
-        shared = tuple(n for n in first if n.op == "cell_write" and n.outputs[0] in read)
-        return self._part(first, rest), self._part(shared + rest, ())
+        positions = {n.outputs[0]: n for n in self.nodes if n.op == "cell_write"}
+        made: list[tuple[T, Graph]] = []
+        for i, (place, nodes) in enumerate(runs):
+            touched = dict.fromkeys(
+                name for n in nodes for name in n.inputs if self.tensors[name].kind == "state"
+            )
+            shared = tuple(positions[s] for s in touched if s in positions and positions[s] not in nodes)
+            for state in touched:
+                if state not in positions and homes.setdefault(state, i) != i:
+                    raise ValueError(f"two segments would share {state}")
+            later = tuple(n for _, others in runs[i + 1 :] for n in others)
+            made.append((place, self._part(shared + nodes, later)))
+        return made
 
     def _part(self, nodes: tuple[Node, ...], later: tuple[Node, ...]) -> Graph:
         """The graph of ``nodes`` alone, when ``later`` run elsewhere afterwards."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wgllm import models
+from wgllm import debug, models
 from wgllm.backends.base import LoadOptions
-from wgllm.backends.numpy_program import NumpyExecutor
 from wgllm.backends.numpy_weights import available_memory, total_memory
-from wgllm.backends.segments import Pipeline
 from wgllm.builtin_templates import template_source
 from wgllm.cache import KVCache, cell_counts, state_bytes
 from wgllm.engine import Engine, EngineLike, Event, Request, run_request
-from wgllm.errors import DeviceError, PromptCacheError, UsageError
+from wgllm.errors import PromptCacheError, UsageError
 from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import ModelFile
 from wgllm.graph import Graph
+from wgllm.placement import Wish, find_device, place
 from wgllm.rope_options import rope_overrides
 from wgllm.sampling import SamplingOptions, SamplingParams
 from wgllm.tokenizer import Tokenizer, tokenizer_from_model
@@ -52,6 +51,8 @@ def load(
     *,
     backend: str = "auto",
     device: str | int | None = None,
+    gpu_layers: int | None = None,
+    device_memory: int | None = None,
     ctx_size: int | None = None,
     kv_type: str | None = None,
     kv_type_v: str | None = None,
@@ -72,7 +73,10 @@ def load(
 ) -> Llm:
     """Opens a model and makes it ready to run, downloading it first when it is not here.
 
-    ``model`` is a name of the catalogue, a path, or a Hugging Face name. ``ctx_size`` None takes the smallest of the
+    ``model`` is a name of the catalogue, a path, or a Hugging Face name. ``backend`` is webgpu, numpy or auto: a
+    graphics card where there is one (``device`` takes one by index or name), else NumPy. ``gpu_layers`` is how many of
+    the last layers the card computes, None as many as fit into it; ``device_memory`` bounds the bytes of it that are
+    used. ``Llm.where`` says what was chosen, and why. ``ctx_size`` None takes the smallest of the
     model's own, 8192 and what fits memory; 0 takes the model's own. ``kv_type`` (f32, f16, q8_0, q4_0) is how the KV
     cache rounds; None is f32, and ``kv_type_v`` says it for the values alone. ``memory`` bounds the bytes of float32
     weights; what does not fit is dequantized as it is used. ``threads`` bounds those that read weights and compute.
@@ -87,10 +91,17 @@ def load(
 
     Raises a ``WgllmError`` whose text is one line: model not found, bad file, unknown backend …
     """
+    if backend == "auto" and device is None:
+        backend = debug.backend()
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    if backend == "webgpu" or device is not None:
-        raise DeviceError("the WebGPU backend is not part of this version; use --backend numpy (or auto)")
+    if backend == "numpy" and (device is not None or gpu_layers or device_memory is not None):
+        raise UsageError("the numpy backend uses no graphics card: leave out what is asked of one")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"steps of {batch_size} tokens make no sense")
+    wish = Wish(
+        backend, None if device is None else str(device), gpu_layers, device_memory, ctx_size, batch_size
+    )
     from wgllm.hub import resolve
 
     template = None if chat_template is None else template_source(chat_template)
@@ -101,10 +112,11 @@ def load(
 
         check_variables(chat_template_kwargs)
     options = LoadOptions({}, kv_type or "f32", memory, threads, progress, kv_type_v, flash_attention)
-    file = open_gguf(resolve(os.fspath(model), download=not offline, progress=download_progress), overrides)
+    path = resolve(os.fspath(model), download=not offline, progress=download_progress)
+    file = open_gguf(path, overrides)
     try:
         file.override(rope_overrides(file.architecture, rope_scaling, rope_scale, rope_freq_base))
-        llm = _load(file, ctx_size, options, batch_size)
+        llm = _load(file, options, wish)
         llm.template_kwargs = dict(chat_template_kwargs or {})
         if template is not None:
             llm.use_template(template, chat_template_name)
@@ -114,26 +126,31 @@ def load(
         raise
 
 
-def _load(file: ModelFile, ctx_size: int | None, options: LoadOptions, batch_size: int | None = None) -> Llm:
-    built = models.build(file)
-    tokenizer = tokenizer_from_model(file)
-    if tokenizer.vocab_size > built.config.vocab_size:
-        raise UsageError("the tokenizer knows more tokens than the model")
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"steps of {batch_size} tokens make no sense")
-    step_rows = batch_size or largest_step(built.graph)
-    ctx = choose_ctx_size(built, ctx_size, step_rows)
-    sizes = cell_counts(built.graph.windows, ctx, step_rows, slots=1)
-    program = NumpyExecutor().load(built.graph, file.tensors, replace(options, sizes=sizes))
+def _load(file: ModelFile, options: LoadOptions, wish: Wish) -> Llm:
+    # Drivers take their time: the vocabulary is read meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        device = pool.submit(find_device, wish)
+        built = models.build(file)
+        tokenizer = tokenizer_from_model(file)
+        if tokenizer.vocab_size > built.config.vocab_size:
+            raise UsageError("the tokenizer knows more tokens than the model")
+        found = device.result()
+
+    def numpy_size() -> tuple[int, int]:
+        rows = wish.step_rows or largest_step(built.graph)
+        return choose_ctx_size(built, wish.ctx_size, rows), rows
+
+    ctx = wanted_ctx_size(built, wish.ctx_size)
+    placed = place(built.graph, file.tensors, options, wish, found, ctx, numpy_size)
     engine = Engine(
-        Pipeline([program]),
-        KVCache(built.graph.windows, sizes, ctx),
+        placed.pipeline,
+        KVCache(built.graph.windows, placed.sizes, placed.ctx_size),
         tokenizer,
-        largest_step=step_rows,
+        largest_step=placed.step_rows,
         vocab_size=built.config.vocab_size,
     )
     types = dict.fromkeys((options.kv_type, options.kv_type_v or options.kv_type))
-    return Llm(engine, model=built, file=file, kv_type="/".join(types))
+    return Llm(engine, model=built, file=file, kv_type="/".join(types), where=placed.where)
 
 
 def largest_step(graph: Graph) -> int:
@@ -150,15 +167,22 @@ def largest_step(graph: Graph) -> int:
     return max(16, min(256, rows))
 
 
-def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int) -> int:
-    """The context in tokens: what was asked (0: the model's own), else min(that, 8192, what fits memory)."""
+def wanted_ctx_size(model: models.ModelGraph, asked: int | None) -> int:
+    """The context in tokens that is aimed at: what was asked (0: the model's own), else min(that, 8192)."""
     trained = model.config.n_ctx_train
-    if asked is not None and asked < 0:
+    if asked is None:
+        return min(trained, _DEFAULT_CTX)
+    if asked < 0:
         raise UsageError(f"a context of {asked} tokens makes no sense")
+    if (ctx := asked or trained) > _MAX_CTX:
+        raise UsageError(f"a context of {ctx} tokens is too large; {_MAX_CTX} are the most")
+    return ctx
+
+
+def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int) -> int:
+    """For NumPy: the wanted context, or less where none was asked for and memory is short."""
+    ctx = wanted_ctx_size(model, asked)
     if asked is not None:
-        ctx = asked or trained
-        if ctx > _MAX_CTX:
-            raise UsageError(f"a context of {ctx} tokens is too large; {_MAX_CTX} are the most")
         # Cells are taken when they are first written, so that only what can never be there is refused.
         if (need := _state_bytes(model, ctx, step_rows)) > (has := total_memory()):
             raise UsageError(
@@ -166,7 +190,6 @@ def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int)
                 "this machine; a smaller one (-c) is needed"
             )
         return ctx
-    ctx = min(trained, _DEFAULT_CTX)
     room = available_memory() * _KV_SHARE
     while ctx > _MIN_CTX and _state_bytes(model, ctx, step_rows) > room:
         ctx //= 2
@@ -187,11 +210,14 @@ class Llm:
         model: models.ModelGraph | None = None,
         file: ModelFile | None = None,
         kv_type: str = "f32",
+        where: str = "",
     ) -> None:
         """``engine`` may be a ``FakeEngine``; it then has no ``model`` or ``file``."""
         self.engine = engine
         self.model = model
         self.kv_type = kv_type
+        self.where = where
+        """What computes, and why: ``webgpu on Radeon 780M (integrated, Vulkan)``."""
         self._file = file
         self._template: ChatTemplate | None = None
         self.template_kwargs: dict[str, Any] = {}

@@ -50,6 +50,8 @@ _LARGEST_TEMPORARY = 64 << 20
 _FEW_ROWS = 4
 _TILE = 32
 _WORKGROUP = 64
+# Attention over fewer cells than this is not worth a schedule of its own.
+_LEAST_CELLS = 256
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class _Lowering:
             rows=options.rows,
             out_rows=self._tail_rows(),
             cells=options.positions,
+            least_cells=self._least_cells(),
             lower=self.schedule,
         )
         self._place_weights()
@@ -142,6 +145,12 @@ class _Lowering:
             self.plan.nodes.append(PlannedNode(node.op, node.outputs, places, node.layer, part))
 
     # Sizes
+
+    def _least_cells(self) -> int:
+        """Schedules of few cells make scores of few; another segment that gets them expects all."""
+        passed = (t for t in self.graph.tensors.values() if t.kind in ("input", "output"))
+        whole = any(d in self.graph.windows for t in passed for d in t.shape)
+        return self.options.positions if whole else min(_LEAST_CELLS, self.options.positions)
 
     def _part(self, node: Node) -> Part:
         return "tail" if any(OUT_ROWS in self.graph.tensors[o].shape for o in node.outputs) else "body"
@@ -261,7 +270,7 @@ class _Lowering:
     def _place_inputs(self) -> None:
         for tensor in self.graph.of_kind("input"):
             part: Part = "tail" if OUT_ROWS in tensor.shape else "body"
-            row = 4 * self._numbers(tensor.name, Width(part, 1))
+            row = 4 * self._numbers(tensor.name, Width(part, 1, self.plan.cells))
             most = self.plan.rows if part == "body" else self.plan.out_rows
             region = self._new_buffer(tensor.name, most * row, "input")
             self.regions[tensor.name] = region
@@ -321,7 +330,7 @@ class _Lowering:
     def _name_outputs(self) -> None:
         for tensor in self.graph.of_kind("output"):
             part: Part = "tail" if OUT_ROWS in tensor.shape else "body"
-            row = 4 * self._numbers(tensor.name, Width(part, 1))
+            row = 4 * self._numbers(tensor.name, Width(part, 1, self.plan.cells))
             self.plan.outputs[tensor.name] = Value(self._widest(tensor.name), row, part, "f32")
 
     def _root(self, name: str) -> str:

@@ -186,6 +186,8 @@ class Plan:
     """The most rows of a tail."""
     cells: int
     """The most positions of a sequence."""
+    least_cells: int
+    """Schedules for fewer cells are not lowered."""
     kernels: list[Kernel] = field(default_factory=list)
     schedules: dict[Width, Schedule] = field(default_factory=dict)
     lower: Callable[[Width], Schedule] | None = field(default=None, compare=False, repr=False)
@@ -196,7 +198,8 @@ class Plan:
         if not 0 < rows <= most or cells > self.cells:
             raise PlanError(f"the plan has no {part} of {rows} rows and {cells} cells")
         if self.lower is not None:
-            wide = Width(part, _round_up(rows, 1, most), _round_up(cells, 256, self.cells) if cells else 0)
+            cells = _round_up(cells, self.least_cells, self.cells) if cells else 0
+            wide = Width(part, _round_up(rows, 1, most), cells)
             if wide not in self.schedules:
                 self.schedules[wide] = self.lower(wide)
             return wide, self.schedules[wide]
@@ -229,6 +232,7 @@ class Plan:
             "rows": self.rows,
             "out_rows": self.out_rows,
             "cells": self.cells,
+            "least_cells": self.least_cells,
             "kernels": [
                 {
                     "name": k.source.name,
@@ -273,6 +277,7 @@ class Plan:
             rows=data["rows"],
             out_rows=data["out_rows"],
             cells=data["cells"],
+            least_cells=data["least_cells"],
             kernels=[
                 Kernel(Source(k["text"], tuple(_lines(k["origin"])), k["name"]), k["entry"])
                 for k in data["kernels"]

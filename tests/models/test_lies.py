@@ -143,8 +143,9 @@ def test_rows_beyond_the_tokenizers_last_token_can_be_generated() -> None:
     metadata["tokenizer.ggml.merges"] = merges
     from wgllm.backends.base import LoadOptions
     from wgllm.llm import _load
+    from wgllm.placement import Wish
 
-    with _load(replace(file, metadata=metadata), 64, LoadOptions({})) as llm:
+    with _load(replace(file, metadata=metadata), LoadOptions({}), Wish("numpy", ctx_size=64)) as llm:
         events = list(
             llm.generate(
                 [1, 2, 3], max_tokens=40, temperature=5.0, top_k=0, top_p=1, min_p=0, seed=1, ignore_eos=True

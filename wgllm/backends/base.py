@@ -86,6 +86,12 @@ class LoadOptions:
 class Program(Protocol):
     """A graph loaded by an executor, with its weights and its state."""
 
+    backend: str
+    """The name of what computes: ``numpy``, ``webgpu``."""
+    graph: Graph
+    """What it runs: fused nodes have bodies."""
+    options: LoadOptions
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that a step of one row reads."""
@@ -133,7 +139,6 @@ class Program(Protocol):
 
 
 class Executor(Protocol):
-    name: str
     fused_ops: frozenset[str]
     """The fused operators that it has kernels for; of others it runs the body."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ class Adapter:
         return f"{self.name} ({self.kind}, {self.interface})"
 
 
+class NoGraphicsCard(DeviceError):
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"no graphics card: {reason}; use --backend numpy")
+        self.reason = reason
+
+
 class OutOfDeviceMemory(DeviceError):
     """The device has no memory left for a buffer."""
 
@@ -75,10 +82,15 @@ def adapters() -> list[Adapter]:
     for handle in handles:
         info = handle.info
         if info["backend_type"] in ("Vulkan", "Metal", "D3D12"):
-            kind = _KINDS.get(info["adapter_type"], "unknown")
+            kind = adapter_kind(info["adapter_type"])
             name = printable(info["device"] or info["description"] or "unnamed")
             found.append(Adapter(len(found), name, kind, info["backend_type"], handle))
     return found
+
+
+def adapter_kind(wgpu_type: str) -> str:
+    """An adapter's kind by what wgpu calls its type."""
+    return _KINDS.get(wgpu_type, "unknown")
 
 
 def choose(found: list[Adapter], wanted: str | None = None, *, software: bool = False) -> Adapter:
@@ -96,8 +108,9 @@ def choose(found: list[Adapter], wanted: str | None = None, *, software: bool = 
         return matching[0]
     usable = [a for a in found if software or a.kind != "software"]
     if not usable:
-        reason = "only a software adapter, which is slower than NumPy" if found else "no driver shows one"
-        raise DeviceError(f"no graphics card: {reason}; use --backend numpy")
+        raise NoGraphicsCard(
+            "only a software adapter, which is slower than NumPy" if found else "no driver shows one"
+        )
     return min(usable, key=lambda a: _RANK.index(a.kind))  # the first of equals
 
 
@@ -312,10 +325,17 @@ def _reason(message: str) -> str:
 _module: Any = None
 
 
+def quiet_drivers() -> None:
+    """Without a desktop Mesa's layer that sorts devices writes complaints to stderr: it is left out then."""
+    if not os.environ.keys() & {"XDG_RUNTIME_DIR", "MESA_VK_DEVICE_SELECT"}:
+        os.environ.setdefault("NODEVICE_SELECT", "1")
+
+
 def _wgpu() -> Any:
     """The wgpu module, told once which interfaces to look at."""
     global _module
     if _module is None:
+        quiet_drivers()
         try:
             import wgpu  # type: ignore[import-untyped,unused-ignore]
             from wgpu.backends.wgpu_native.extras import (  # type: ignore[import-untyped,unused-ignore]

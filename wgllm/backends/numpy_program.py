@@ -26,7 +26,6 @@ _MEMORY_SHARE = 0.8
 class NumpyExecutor:
     """Runs graphs on the CPU in float32."""
 
-    name = "numpy"
     fused_ops = frozenset({"attention", "matmul_concat", "gated"})
 
     def load(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> NumpyProgram:
@@ -46,6 +45,8 @@ class _Bound:
 
 
 class NumpyProgram:
+    backend = "numpy"
+
     def __init__(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> None:
         self.graph = graph
         self.options = options

@@ -35,7 +35,6 @@ _DTYPES = {"f32": np.float32, "i32": np.int32}
 class WebGpuExecutor:
     """Runs graphs on a graphics card, or on software that imitates one."""
 
-    name = "webgpu"
     fused_ops: frozenset[str] = frozenset()
 
     def __init__(self, device: Device) -> None:
@@ -75,6 +74,8 @@ class _Stage:
 
 
 class WebGpuProgram:
+    backend = "webgpu"
+
     def __init__(
         self,
         device: Device,
@@ -124,8 +125,12 @@ class WebGpuProgram:
     def _joined(self, name: str, arrays: list[Array]) -> Array:
         if len(arrays) == 1:
             return arrays[0]
-        width = self.plan.outputs[name].row // 4
-        return np.concatenate(arrays) if arrays else np.empty((0, width), np.float32)
+        return np.concatenate([np.empty((0, *self._row_shape(name)), np.float32), *arrays])
+
+    def _row_shape(self, name: str) -> list[int]:
+        return [
+            d if isinstance(d, int) else self.options.sizes[d] for d in self.graph.tensors[name].shape[1:]
+        ]
 
     def _stage(self, part: Part, inputs: Mapping[str, Array | Ints], mine: slice, cells: int = 0) -> _Stage:
         """A body or a tail for the rows ``mine``, with its inputs written. Those of what runs first go first."""
@@ -174,9 +179,9 @@ class WebGpuProgram:
             data = self._memory.collect(copies)
         else:
             data = self._submit(stages, copies, interrupt)
-        for (name, value, rows), copy in zip(wanted, copies, strict=True):
+        for (name, _, rows), copy in zip(wanted, copies, strict=True):
             numbers = data[copy.target_offset : copy.target_offset + copy.size].view(np.float32)
-            made[name].append(numbers.reshape(rows, value.row // 4))
+            made[name].append(numbers.reshape(rows, *self._row_shape(name)))
 
     def _submit(
         self, stages: Sequence[_Stage], copies: Sequence[Copy], interrupt: Callable[[], None] | None

@@ -53,8 +53,8 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
     """Measure prompt processing (pp) and generation (tg) speed.
 
     After each run the memory bandwidth of a float32 matrix-vector product and the speed of a matrix product are
-    measured too; the shares are of these, in the same run. Unless -c is given the context is as large as the tests
-    need, at least 512.
+    measured on the CPU too; the shares are of these, in the same run. Unless -c is given the context is as large as
+    the tests need, at least 512.
 
     \b
     Examples:
@@ -82,6 +82,7 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
         _check_context(need, llm.ctx_size)
         machine = _Machine()
         if not as_json:
+            say(llm.where)
             click.echo(
                 f"{'model':24} {'test':8} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'of gemv':>8} {'of gemm':>8}"
             )
@@ -89,7 +90,8 @@ def bench_command(prompts: str, generations: str, repetitions: int, as_json: boo
             result = _measure(llm.engine, kind, n, repetitions, machine)
             result = {
                 "model": Path(model_args["hf_repo"] or model_args["model"]).name,
-                "backend": "numpy",
+                "backend": "+".join(dict.fromkeys(p.backend for p in llm.engine.pipeline.programs)),
+                "where": llm.where,
                 **result,
             }
             if as_json:

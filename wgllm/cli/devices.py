@@ -37,7 +37,6 @@ _LIMITS = {
     "max-compute-workgroup-storage-size": "workgroup memory",
     "max-compute-invocations-per-workgroup": "workgroup size",
 }
-_NOTE = "This version computes on the CPU with NumPy; its GPU backend is to come."
 
 
 @click.command("devices", context_settings=CONTEXT)
@@ -55,7 +54,8 @@ def devices_command(as_json: bool) -> None:
 
     \b
     See also:
-      wgllm bench    how fast the CPU is with a model
+      wgllm check    whether it computes rightly
+      wgllm bench    how fast one is with a model
     """
     use_utf8()
     print_devices(as_json=as_json)
@@ -65,10 +65,18 @@ def print_devices(*, as_json: bool) -> None:
     """The list of devices on stdout; also what ``--list-devices`` shows."""
     adapters, problem = find_adapters()
     cpu = cpu_facts()
+    used, reason = _what_auto_takes(adapters)
     if as_json:
-        click.echo(json.dumps({"used": "cpu", "cpu": cpu, "adapters": adapters, "problem": problem}))
+        found = {
+            "used": "cpu" if used is None else used,
+            "cpu": cpu,
+            "adapters": adapters,
+            "problem": problem,
+        }
+        click.echo(json.dumps(found))
         return
-    click.echo(_NOTE)
+    name = "the CPU, with NumPy" if used is None else f"adapter {used}, {adapters[used]['device']}"
+    click.echo(f"Used unless --backend or --device says otherwise: {name} ({reason})")
     click.echo(f"\nCPU: {cpu['name']}")
     click.echo(
         f"  {cpu['cores']} cores usable · {_size(cpu['memory'])} of memory · {_size(cpu['free'])} free"
@@ -88,8 +96,25 @@ def print_devices(*, as_json: bool) -> None:
         click.echo(f"\nNo adapter: {problem}")
 
 
+def _what_auto_takes(found: list[dict[str, Any]]) -> tuple[int | None, str]:
+    """The index of the adapter that the backend ``auto`` takes, None for NumPy; and why."""
+    from wgllm.backends.device import Adapter, NoGraphicsCard, adapter_kind, choose
+
+    cards = [
+        Adapter(i, a["device"], adapter_kind(a["type"]), a["backend"], None) for i, a in enumerate(found)
+    ]
+    try:
+        taken = choose(cards)
+    except NoGraphicsCard as error:
+        return None, error.reason
+    return taken.index, taken.kind
+
+
 def find_adapters() -> tuple[list[dict[str, Any]], str | None]:
     """The adapters that wgpu sees, and why there are none. Never raises, whatever the drivers do."""
+    from wgllm.backends.device import quiet_drivers
+
+    quiet_drivers()
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK],

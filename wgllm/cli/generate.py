@@ -150,4 +150,4 @@ def _what_runs(llm: Llm, seconds: float) -> str:
         context += f" of the model's {trained} (-c sets it)"
     elif llm.ctx_size > trained:
         context += f", beyond the {trained} that the model was trained for"
-    return f"numpy on the CPU (this version has no GPU backend) · {context} · loaded in {seconds:.2f} s"
+    return f"{llm.where} · {context} · loaded in {seconds:.2f} s"

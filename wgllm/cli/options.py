@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -62,6 +63,37 @@ def _list_devices(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 
 _positive = click.FloatRange(min=0, min_open=True)
+
+
+class _Layers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of layers, ``all``, or ``auto``, which is None."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if isinstance(value, int):
+            return value
+        if value in ("all", "auto"):
+            return sys.maxsize if value == "all" else None
+        if not value.isdecimal():
+            self.fail(f"{printable(value)!r} is not a number of layers, all or auto", param, ctx)
+        return int(value)
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A size such as 500M or 1.5G, in powers of 1024; a number alone counts bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
+        if match is None or not float(match[1]):
+            self.fail(f"{printable(value)!r} is no size such as 500M or 1.5G", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
 _NO_YARN = "YaRN is not part of this version; --rope-scaling linear is"
 _NO_LORA = "LoRA adapters are not part of this version"
 _NO_GRAMMAR = "constrained output is not part of this version"
@@ -100,8 +132,13 @@ model_options = combined(
     click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE",
                  help="Replace metadata of the file; TYPE is int, float, bool or str. May be repeated."),
     click.option("--backend", type=click.Choice(("auto", "webgpu", "numpy")), default="auto", show_default=True,
-                 help="What computes."),
-    click.option("--device", default=None, metavar="NAME|INDEX", help="The GPU to use."),
+                 help="What computes; auto: a GPU, or NumPy where there is none."),
+    click.option("--device", default=None, metavar="NAME|INDEX", help="The GPU to use, as `wgllm devices` lists them."),
+    click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", type=_Layers(), default="auto",
+                 show_default=True, metavar="N|all|auto",
+                 help="How many of the last layers the GPU computes; auto: as many as fit."),
+    click.option("--device-memory", type=_Bytes(), default=None, metavar="SIZE",
+                 help="Use no more of the GPU's memory than this, as 500M or 6G."),
     click.option("--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,
                  help="Show what could compute and exit, as `wgllm devices` does."),
     refused("--yarn-orig-ctx", because=_NO_YARN),
@@ -154,6 +191,8 @@ def load_model(
     override_kv: tuple[str, ...],
     backend: str,
     device: str | None,
+    gpu_layers: int | None,
+    device_memory: int | None,
     chat_template: str | None = None,
     chat_template_file: str | None = None,
     chat_template_kwargs: str | None = None,
@@ -175,6 +214,8 @@ def load_model(
         name,
         backend=backend,
         device=device,
+        gpu_layers=gpu_layers,
+        device_memory=device_memory,
         ctx_size=ctx_size,
         kv_type=kv_type,
         kv_type_v=kv_type_v,

@@ -1,0 +1,248 @@
+"""What computes: which adapter, how many layers of the model, with how large a context; and why.
+
+WebGPU does not say how much memory a device has. So a budget is either given, or learnt by trying: what does not fit
+is tried again with a smaller context, if none was asked for, then with fewer layers, the first of which NumPy takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from wgllm.backends.base import LoadOptions, Program
+from wgllm.backends.device import Adapter, Device, NoGraphicsCard, OutOfDeviceMemory, adapters, choose
+from wgllm.backends.numpy_program import NumpyExecutor
+from wgllm.backends.segments import Pipeline
+from wgllm.backends.webgpu import WebGpuExecutor
+from wgllm.cache import cell_counts
+from wgllm.errors import DeviceError
+from wgllm.formats.model_file import TensorView
+from wgllm.graph import Graph
+from wgllm.lowering import PlanOptions, has_shader, widest_step
+from wgllm.plan import Limits
+
+# Rows of a prefill step: a graphics card wants many, software that imitates one answers sooner with few.
+_STEP_ROWS = 256
+_STEP_ROWS_SOFTWARE = 32
+# A context is not made smaller than this to keep layers on the card.
+_LEAST_CTX = 2048
+# After memory ran out, this share of what was too much is tried.
+_NEXT_TRY = 0.8
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for."""
+
+    backend: str = "auto"
+    device: str | None = None
+    """A name or an index; implies WebGPU."""
+    layers: int | None = None
+    """How many of the last layers WebGPU takes; None: as many as fit."""
+    memory: int | None = None
+    """Bytes of the device that may be used; None: what it gives."""
+    ctx_size: int | None = None
+    """None: at most ``ctx`` positions, fewer where memory is short."""
+    step_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What runs, ready to run."""
+
+    pipeline: Pipeline
+    sizes: Mapping[str, int]
+    ctx_size: int
+    step_rows: int
+    where: str
+    """For a message: ``webgpu on NVIDIA H100 (discrete, Vulkan)``, with what is unusual and why."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A context, and how many layers of the model a device takes."""
+
+    ctx: int
+    layers: int
+
+
+def find_device(wish: Wish) -> tuple[Device | None, str]:
+    """The device to use, or None for NumPy; and why. Raises DeviceError when one that was asked for can't be used."""
+    if wish.backend == "numpy" or wish.layers == 0:
+        return None, "as asked"
+    forced = wish.backend == "webgpu" or wish.device is not None
+    try:
+        adapter = choose(adapters(), wish.device, software=forced)
+        return Device.open(adapter), ""
+    except DeviceError as error:
+        if forced:
+            raise
+        return None, error.reason if isinstance(error, NoGraphicsCard) else str(error)
+
+
+def place(
+    graph: Graph,
+    weights: Mapping[str, TensorView],
+    options: LoadOptions,
+    wish: Wish,
+    device: tuple[Device | None, str],
+    ctx: int,
+    numpy_size: Callable[[], tuple[int, int]],
+) -> Placement:
+    """Loads the graph where it shall run. ``device`` is what ``find_device`` found, ``ctx`` the context to aim at.
+
+    ``numpy_size`` gives context and rows per step for NumPy alone; it may raise UsageError. Raises DeviceError when
+    a backend or a number of layers that was asked for is not to be had.
+    """
+    found, reason = device
+    if found is not None:
+        try:
+            return _Placing(graph, weights, options, wish, found).run(ctx)
+        except DeviceError as error:
+            if wish.backend == "webgpu" or wish.device is not None or wish.layers is not None:
+                raise
+            reason = str(error)
+    ctx, rows = numpy_size()
+    options = _sized(graph, options, ctx, rows)
+    pipeline = Pipeline([NumpyExecutor().load(graph, weights, options)])
+    return Placement(pipeline, options.sizes, ctx, rows, f"numpy on the CPU ({reason})")
+
+
+def _sized(graph: Graph, options: LoadOptions, ctx: int, rows: int) -> LoadOptions:
+    sizes = cell_counts(graph.windows, ctx, rows, slots=1)
+    return replace(options, sizes=sizes, ctx_size=ctx, largest_step=rows)
+
+
+class _Placing:
+    """The search for what fits a device."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, TensorView],
+        options: LoadOptions,
+        wish: Wish,
+        device: Device,
+    ) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.options = options
+        self.wish = wish
+        self.executor = WebGpuExecutor(device)
+        self.adapter: Adapter = device.adapter
+        self.n_layers = 1 + max((n.layer for n in graph.nodes if n.layer is not None), default=-1)
+
+    def run(self, ctx: int) -> Placement:
+        layers = self.n_layers if self.wish.layers is None else min(self.wish.layers, self.n_layers)
+        budget = self.wish.memory
+        wanted = _Share(ctx, layers)
+        while True:
+            share, size = self._fitting(wanted, budget)
+            try:
+                return self._load(share, wanted)
+            except OutOfDeviceMemory:
+                budget = int(_NEXT_TRY * size)  # in the end not a single layer is left to try
+
+    def _fitting(self, wanted: _Share, budget: int | None) -> tuple[_Share, int]:
+        """The largest share that fits the budget, and the bytes that it takes. Raises DeviceError if none does."""
+        last = DeviceError("")
+        for share in self._shares(wanted):
+            try:
+                size = sum(self.executor.plan(g, o).size for on_gpu, g, o in self._segments(share) if on_gpu)
+            except DeviceError as error:  # a context that the device's limits do not allow
+                last = error
+                continue
+            if budget is None or size <= budget:
+                return share, size
+            last = DeviceError(
+                f"{share.layers} layers with a context of {share.ctx} tokens take {size / 2**20:,.0f} MiB of "
+                f"{self.adapter.name}, which has no more than {budget / 2**20:,.0f} MiB for them; "
+                "a smaller -c or --gpu-layers is needed"
+            )
+        raise last
+
+    def _shares(self, wanted: _Share) -> Iterator[_Share]:
+        """What to try, best first."""
+        ctx = wanted.ctx
+        yield wanted
+        while self.wish.ctx_size is None and ctx // 2 >= _LEAST_CTX:
+            ctx //= 2
+            yield _Share(ctx, wanted.layers)
+        if self.wish.layers is None:
+            for layers in range(wanted.layers - 1, 0, -1):
+                yield _Share(ctx, layers)
+
+    def _segments(self, share: _Share) -> list[tuple[bool, Graph, LoadOptions]]:
+        """Parts of the graph, each with its options, and whether the device takes it."""
+        first = self.n_layers - share.layers
+        on_gpu = [
+            has_shader(node) and layer >= first
+            for node, layer in zip(
+                self.graph.nodes, _effective_layers(self.graph, self.n_layers), strict=True
+            )
+        ]
+        _keep_state_together(self.graph, on_gpu)
+        rows = self._step_rows(share.ctx)
+        return [
+            (gpu, part, _sized(part, self.options, share.ctx, rows)) for gpu, part in self.graph.split(on_gpu)
+        ]
+
+    def _step_rows(self, ctx: int) -> int:
+        usual = _STEP_ROWS_SOFTWARE if self.adapter.kind == "software" else _STEP_ROWS
+        rows = min(self.wish.step_rows or usual, ctx)
+        limits = Limits.of(self.executor.device.limits)
+        sizes = cell_counts(self.graph.windows, ctx, rows, slots=1)
+        return widest_step(self.graph, PlanOptions(sizes, ctx, rows, self.options.kv_type_of, limits))
+
+    def _load(self, share: _Share, wanted: _Share) -> Placement:
+        segments = self._segments(share)
+        programs: list[Program] = []
+        try:
+            for on_gpu, part, options in segments:
+                executor = self.executor if on_gpu else NumpyExecutor()
+                programs.append(executor.load(part, self.weights, options))
+        except BaseException:
+            for program in programs:
+                program.close()
+            raise
+        rows = self._step_rows(share.ctx)
+        sizes = cell_counts(self.graph.windows, share.ctx, rows, slots=1)
+        return Placement(Pipeline(programs), sizes, share.ctx, rows, self._where(share, wanted))
+
+    def _where(self, share: _Share, wanted: _Share) -> str:
+        notes = []
+        if share.layers < self.n_layers:
+            why = "" if share.layers == wanted.layers and self.wish.layers is not None else ", no more fit"
+            notes.append(f"{share.layers} of {self.n_layers} layers{why}; the others on the CPU")
+        if share.ctx < wanted.ctx:
+            notes.append(f"a context of {wanted.ctx} does not fit")
+        lacking = sorted({n.op for n in self.graph.nodes if not has_shader(n)})
+        if lacking:
+            notes.append(f"{', '.join(lacking)} on the CPU: no shader computes it")
+        return "; ".join([f"webgpu on {self.adapter}", *notes])
+
+
+def _effective_layers(graph: Graph, n_layers: int) -> list[int]:
+    """Of each node: nodes outside the layers go with the layer that follows, the head with none that could be cut."""
+    layers: list[int] = []
+    following = n_layers
+    for node in reversed(graph.nodes):
+        following = following if node.layer is None else node.layer
+        layers.append(following)
+    return layers[::-1]
+
+
+def _keep_state_together(graph: Graph, on_gpu: list[bool]) -> None:
+    """Takes from the device what lies between uses of a KV state that one node on the CPU uses."""
+    spans: dict[str, list[int]] = {}
+    for i, node in enumerate(graph.nodes):
+        for name in node.inputs:
+            if graph.tensors[name].kind == "state" and graph.tensors[name].dtype != "i32":
+                spans.setdefault(name, []).append(i)
+    changed = True
+    while changed:
+        changed = False
+        for used in spans.values():
+            if not all(on_gpu[i] for i in used) and any(on_gpu[used[0] : used[-1] + 1]):
+                on_gpu[used[0] : used[-1] + 1] = [False] * (used[-1] + 1 - used[0])
+                changed = True
