@@ -23,3 +23,7 @@ KERNEL_DOT = 1e-6
 KERNEL_ELEMENT = 4e-6
 # Share of the numbers written to a KV state that may round to the neighbour.
 KERNEL_KV_OTHERWISE = 1e-3
+
+# Logits on a graphics card, by the type of the KV cache.
+WEBGPU_F32_KV = 5e-3
+WEBGPU_F16_KV = 5e-2

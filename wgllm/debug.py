@@ -2,6 +2,7 @@
 
 ``WGLLM_DEBUG=1``: tracebacks.
 ``WGLLM_BACKEND=numpy`` (or ``webgpu``): what the backend ``auto`` means.
+``WGLLM_LIMITS=least``: a graphics card's limits are those that every WebGPU device has.
 ``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
 """
 
@@ -19,6 +20,10 @@ def level() -> int:
 def backend() -> str:
     """``WGLLM_BACKEND``, ``auto`` when unset or empty."""
     return os.environ.get("WGLLM_BACKEND") or "auto"
+
+
+def least_limits() -> bool:
+    return os.environ.get("WGLLM_LIMITS") == "least"
 
 
 def fusion_off() -> frozenset[str] | None:

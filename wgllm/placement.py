@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from wgllm import debug
 from wgllm.backends.base import LoadOptions, Program
 from wgllm.backends.device import Adapter, Device, NoGraphicsCard, OutOfDeviceMemory, adapters, choose
 from wgllm.backends.numpy_program import NumpyExecutor
@@ -73,7 +74,7 @@ def find_device(wish: Wish) -> tuple[Device | None, str]:
     forced = wish.backend == "webgpu" or wish.device is not None
     try:
         adapter = choose(adapters(), wish.device, software=forced)
-        return Device.open(adapter), ""
+        return Device.open(adapter, default_limits=debug.least_limits()), ""
     except DeviceError as error:
         if forced:
             raise
