@@ -55,6 +55,10 @@ class NumericError(WgllmError):
     """A NaN or an infinity reached the logits; the message names the first layer that has one."""
 
 
+class MismatchError(NumericError):
+    """A node's numbers are not those that NumPy makes of the same inputs; the message names node and element."""
+
+
 class PromptCacheError(WgllmError):
     """A prompt cache could not be read or written, or is not one of this model."""
 

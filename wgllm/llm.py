@@ -218,7 +218,8 @@ class Llm:
         self.kv_type = kv_type
         self.where = where
         """What computes, and why: ``webgpu on Radeon 780M (integrated, Vulkan)``."""
-        self._file = file
+        self.file = file
+        """What it was loaded from, open until ``close``."""
         self._template: ChatTemplate | None = None
         self.template_kwargs: dict[str, Any] = {}
         """What the chat template gets with every chat."""
@@ -307,9 +308,9 @@ class Llm:
 
     def sampling_params(self, **options: Unpack[SamplingOptions]) -> SamplingParams:
         """What ``generate`` samples with: ``options``, else the file's ``general.sampling.*``, else the defaults."""
-        if self._file is None:
+        if self.file is None:
             return SamplingParams.from_metadata({}, **options)
-        return SamplingParams.from_metadata(self._file.metadata, path=self._file.path, **options)
+        return SamplingParams.from_metadata(self.file.metadata, path=self.file.path, **options)
 
     def chat(
         self,
@@ -346,7 +347,7 @@ class Llm:
 
     @property
     def has_template(self) -> bool:
-        return self._template is not None or (self._file is not None and self._file.chat_template is not None)
+        return self._template is not None or (self.file is not None and self.file.chat_template is not None)
 
     def use_template(self, source: str, name: str | None = None) -> None:
         """Makes the text ``source`` the chat template; errors call it ``name``. Raises UsageError when it is none."""
@@ -359,7 +360,7 @@ class Llm:
     def template(self) -> ChatTemplate:
         """The model's chat template. Raises UsageError when it has none."""
         if self._template is None:
-            source = self._file.chat_template if self._file is not None else None
+            source = self.file.chat_template if self.file is not None else None
             if source is None:
                 raise UsageError("this model has no chat template; give it plain text instead")
             from wgllm.chat_template import ChatTemplate
@@ -395,8 +396,8 @@ class Llm:
         """What tells this model and its settings from any other: a hash of metadata, tensors and configuration."""
         from wgllm.prompt_cache import fingerprint
 
-        assert self._file is not None and self.model is not None
-        return fingerprint(self._file, self.model.config)
+        assert self.file is not None and self.model is not None
+        return fingerprint(self.file, self.model.config)
 
     def _real_engine(self) -> Engine:
         if not isinstance(self.engine, Engine):
@@ -406,8 +407,8 @@ class Llm:
     def close(self) -> None:
         """Frees the model's memory and lets its file go."""
         self.engine.close()
-        if self._file is not None:
-            self._file.close()
+        if self.file is not None:
+            self.file.close()
 
     def __enter__(self) -> Llm:
         return self

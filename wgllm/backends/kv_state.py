@@ -20,15 +20,13 @@ class KvState(abc.ABC):
 
     def __init__(self, graph: Graph, options: LoadOptions) -> None:
         self.options = options
+        check_kv_types(graph, options)
         # Cell positions come before the cells that they are of.
         self.tensors = sorted(graph.of_kind("state"), key=lambda t: t.dtype != "i32")
         self.positions: dict[str, Ints] = {}
         for tensor in self.tensors:
-            shape = self.shape(tensor)
             if tensor.dtype == "i32":
-                self.positions[tensor.name] = np.full(shape, -1, np.int32)
-            else:
-                _check_kv_type(options.kv_type_of(tensor.name), shape[-1])
+                self.positions[tensor.name] = np.full(self.shape(tensor), -1, np.int32)
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         return tuple(d if isinstance(d, int) else self.options.sizes[d] for d in tensor.shape)
@@ -123,10 +121,16 @@ class KvState(abc.ABC):
         return np.float16 if self.options.kv_type_of(tensor.name) == "f16" else np.float32
 
 
-def _check_kv_type(kv_type: str, head_dim: int) -> None:
-    if kv_type not in KV_TYPES:
-        raise UsageError(f"KV cache type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
-    if kv_type.startswith("q") and head_dim % format_by_name(kv_type).block_size:
-        raise UsageError(
-            f"KV cache type {kv_type} needs a head dimension divisible by 32; this model has {head_dim}"
-        )
+def check_kv_types(graph: Graph, options: LoadOptions) -> None:
+    """Raises UsageError for a KV type that there is not, or that does not go with the size of the heads."""
+    for tensor in graph.of_kind("state"):
+        if tensor.dtype == "i32":
+            continue
+        kv_type, head_dim = options.kv_type_of(tensor.name), tensor.shape[-1]
+        assert isinstance(head_dim, int)
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"KV cache type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
+        if kv_type.startswith("q") and head_dim % format_by_name(kv_type).block_size:
+            raise UsageError(
+                f"KV cache type {kv_type} needs a head dimension divisible by 32; this model has {head_dim}"
+            )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Protocol
 
 import numpy as np
 
@@ -11,19 +13,44 @@ from wgllm.errors import NumericError
 from wgllm.graph import Node
 
 
+class Checker(Protocol):
+    """Looks at what each node of a program makes, and may raise."""
+
+    def begin(self, inputs: Mapping[str, Array | Ints]) -> None:
+        """A step is about to run."""
+
+    def __call__(self, node: Node, made: Mapping[str, Array | Ints]) -> None:
+        """As ``Trace``."""
+
+    def truncate(self, slot: int, length: int) -> None:
+        """The program forgets positions from ``length`` on."""
+
+    def forget(self, slot: int | None = None) -> None:
+        """Something else than a step, or only part of one, has changed a slot's state (None: that of all)."""
+
+
 class Pipeline:
     """Runs steps through programs in order. One program is the usual case."""
 
     def __init__(self, programs: Sequence[Program]) -> None:
         self.programs = list(programs)
+        self.checkers: Sequence[Checker] = ()
+        """None, or one for each program: it traces all steps that nothing else does."""
 
     def run(
         self, step: Step, *, interrupt: Callable[[], None] | None = None, trace: Trace | None = None
     ) -> Array:
         """The logits [N, V] of the step's ``out_rows``."""
         values: dict[str, Array | Ints] = step.inputs()
-        for program in self.programs:
-            values.update(program.run(values, interrupt=interrupt, trace=trace))
+        try:
+            for program, checker in zip_longest(self.programs, self.checkers):
+                if checker is not None:
+                    checker.begin(values)
+                values.update(program.run(values, interrupt=interrupt, trace=trace or checker))
+        except BaseException:
+            for checker in self.checkers:
+                checker.forget()
+            raise
         logits = values["logits"]
         assert logits.dtype == np.float32
         return logits  # type: ignore[return-value]
@@ -53,6 +80,8 @@ class Pipeline:
     def truncate(self, slot: int, length: int) -> None:
         for program in self.programs:
             program.truncate(slot, length)
+        for checker in self.checkers:
+            checker.truncate(slot, length)
 
     def save_state(self, slot: int) -> list[dict[str, StateArray]]:
         """What each program holds of a slot."""
@@ -64,17 +93,22 @@ class Pipeline:
         """Raises ValueError when the arrays are not those of these programs; the slot may then be half loaded."""
         if len(arrays) != len(self.programs):
             raise ValueError("the model is cut into other segments")
+        for checker in self.checkers:
+            checker.forget(slot)
         for program, own in zip(self.programs, arrays, strict=True):
             program.load_state(slot, own, length, lost)
 
     def wipe(self, slot: int) -> None:
         for program in self.programs:
             program.wipe(slot)
+        for checker in self.checkers:
+            checker.forget(slot)
 
     def close(self) -> None:
         for program in self.programs:
             program.close()
         self.programs.clear()
+        self.checkers = ()
 
 
 def numeric_error(node: Node | None) -> NumericError:

@@ -29,6 +29,8 @@ COMMANDS = {
     "tokenize": ("wgllm.cli.tokenize", "Turn text into tokens, or tokens into text."),
     "perplexity": ("wgllm.cli.perplexity", "Measure how well a model foretells a text."),
     "bench": ("wgllm.cli.bench", "Measure prompt and generation speed."),
+    "check": ("wgllm.cli.check", "Compare a graphics card with NumPy, kernel by kernel."),
+    "plan": ("wgllm.cli.plan", "Show what a model becomes on a GPU."),
     "devices": ("wgllm.cli.devices", "Show what could compute here."),
     "completion": ("wgllm.cli.completion", "Print a completion script for a shell."),
 }

@@ -52,7 +52,7 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def loading_bar(what: str) -> Callable[[int, int], None] | None:
+def loading_bar(what: str, doing: str = "loading") -> Callable[[int, int], None] | None:
     """A progress callback that redraws one line of stderr while weights load; None when it can't be."""
     if not animates(sys.stderr):
         return None
@@ -63,7 +63,7 @@ def loading_bar(what: str) -> Callable[[int, int], None] | None:
         percent = 100 * done // max(1, total)
         if percent != shown:
             shown = percent
-            sys.stderr.write(f"\rloading {what} {percent:3d}%" if percent < 100 else "\r\x1b[K")
+            sys.stderr.write(f"\r{doing} {what} {percent:3d}%" if percent < 100 else "\r\x1b[K")
             sys.stderr.flush()
 
     return progress

@@ -42,6 +42,7 @@ class GenerateOptions:
     show_timings: bool | None
     quiet: bool
     verbose: bool
+    check: bool
     log_file: str | None
 
     @staticmethod
@@ -98,6 +99,8 @@ _OPTIONS = [
                  help="Tell speed and token counts at the end.  [default: unless -q]"),
     click.option("-q", "--quiet", is_flag=True, help="No messages on stderr but warnings and errors."),
     click.option("-v", "--verbose", is_flag=True, help="More messages: the prompt's tokens, settings."),
+    click.option("--check", is_flag=True,
+                 help="Compare what each node of the model makes with NumPy and stop where it differs; slow."),
     click.option("--log-file", default=None, metavar="FILE", help="Append all messages to FILE."),
 ]  # fmt: skip
 

@@ -98,7 +98,7 @@ _NO_YARN = "YaRN is not part of this version; --rope-scaling linear is"
 _NO_LORA = "LoRA adapters are not part of this version"
 _NO_GRAMMAR = "constrained output is not part of this version"
 
-model_options = combined(
+which_model = combined(
     click.option(
         "-m", "--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME|PATH", shell_complete=complete_models,
         help="A name of the catalogue, a file, or a Hugging Face name.",
@@ -106,14 +106,27 @@ model_options = combined(
     click.option("-hf", "--hf-repo", default=None, metavar="USER/MODEL[:QUANT]",
                  help="A repository on Hugging Face instead; QUANT is Q4_K_M unless given."),
     click.option("--offline", is_flag=True, help="Download nothing: the model must be here."),
-    click.option(
-        "-c", "--ctx-size", type=click.IntRange(min=0), default=None, metavar="N",
-        help="Context in tokens; 0 takes the model's.  [default: the model's, at most 8192 and what fits memory]",
-    ),
+)  # fmt: skip
+
+kv_type_options = combined(
     click.option("-ctk", "--cache-type-k", "kv_type", type=click.Choice(KV_TYPES), default="f32",
                  show_default=True, help="How the KV cache rounds keys."),
     click.option("-ctv", "--cache-type-v", "kv_type_v", type=click.Choice(KV_TYPES), default="f32",
                  show_default=True, help="How the KV cache rounds values."),
+)  # fmt: skip
+
+override_option = click.option(
+    "--override-kv", multiple=True, metavar="KEY=TYPE:VALUE",
+    help="Replace metadata of the file; TYPE is int, float, bool or str. May be repeated.",
+)  # fmt: skip
+
+model_options = combined(
+    which_model,
+    click.option(
+        "-c", "--ctx-size", type=click.IntRange(min=0), default=None, metavar="N",
+        help="Context in tokens; 0 takes the model's.  [default: the model's, at most 8192 and what fits memory]",
+    ),
+    kv_type_options,
     click.option("-fa", "--flash-attn", type=click.Choice(("on", "off", "auto")), default="auto", show_default=True,
                  help="Attention block by block (auto: on), or with all of its scores at once."),
     click.option("-t", "--threads", type=click.IntRange(min=1), default=None, metavar="N",
@@ -129,8 +142,7 @@ model_options = combined(
                  help="Base of rope's frequencies.  [default: the model's]"),
     click.option("--rope-freq-scale", type=_positive, default=None, metavar="N",
                  help="Expand the context by a factor of 1/N."),
-    click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE",
-                 help="Replace metadata of the file; TYPE is int, float, bool or str. May be repeated."),
+    override_option,
     click.option("--backend", type=click.Choice(("auto", "webgpu", "numpy")), default="auto", show_default=True,
                  help="What computes; auto: a GPU, or NumPy where there is none."),
     click.option("--device", default=None, metavar="NAME|INDEX", help="The GPU to use, as `wgllm devices` lists them."),

@@ -15,6 +15,7 @@ from wgllm.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from wgllm.check_report import Summary
     from wgllm.engine import Event, Request
     from wgllm.llm import Llm
     from wgllm.sampling import SamplingParams
@@ -37,6 +38,7 @@ class Session:
         if options.conversation and not self.llm.has_template:
             raise UsageError("this model has no chat template; leave -cnv out")
         self.uses_template = self.llm.has_template if options.conversation is None else options.conversation
+        self._checked = self._check() if options.check else None
         self._saved = False
         self._cached: list[int] = []
         """What the file of the prompt cache holds."""
@@ -44,6 +46,17 @@ class Session:
             self._cached = self.llm.load_state(options.prompt_cache)
             how = f"{len(self._cached)} tokens" if self._cached else "empty"
             self.messages.info(f"prompt cache {options.prompt_cache}: {how}")
+
+    def _check(self) -> Summary:
+        """Has every node compared with NumPy from now on; what is returned counts them."""
+        from wgllm.check import watch
+        from wgllm.check_report import Summary
+        from wgllm.engine import Engine
+
+        engine, file, summary = self.llm.engine, self.llm.file, Summary()
+        assert isinstance(engine, Engine) and file is not None
+        watch(engine.pipeline, file.tensors, summary.add)
+        return summary
 
     def chat_tokens(
         self, conversation: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
@@ -105,6 +118,8 @@ class Session:
             self.messages.info(how_it_went(last))
         elif self.options.show_timings:
             self.messages.warn(how_it_went(last))
+        if self._checked is not None:
+            self.messages.info(f"check: {self._checked.count} results of nodes are as NumPy makes them")
         if last.finish is not None and last.finish.value == "context":
             self.messages.warn(
                 f"stopped: the context of {self.llm.ctx_size} tokens is full (-c takes a larger one, "

@@ -1,0 +1,51 @@
+"""The cases of ``wgllm check`` in the browser: every operator, format and KV type, beside NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.tolerances import WEB_CASE, WEB_CASE_QUANTIZED_KV
+from tests.web.browser import BrowserPage
+from wgllm.backends.fills import packed_file
+from wgllm.backends.numpy_program import NumpyExecutor
+from wgllm.check_cases import Case, kernel_cases
+from wgllm.lowering import PlanOptions, lower
+from wgllm.plan import Plan
+
+CASES = list(kernel_cases())
+
+
+def planned(case: Case) -> Plan:
+    """With a schedule for each of the case's steps."""
+    options = case.options
+    plan = lower(
+        case.graph,
+        PlanOptions(options.sizes, options.positions, options.largest_step, options.kv_type_of, host="tint"),
+    )
+    for step in case.steps:
+        plan.schedule("body", len(step["pos"]), int(step["pos"].max()) + 1)
+        if "out_rows" in plan.inputs:
+            plan.schedule("tail", len(step["out_rows"]))
+    plan.lower = None
+    return plan
+
+
+@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+def test_a_case(browser_page: BrowserPage, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WGLLM_FUSE", "0")
+    plan = planned(case)
+    reference = NumpyExecutor().load(case.graph, case.weights, case.options)
+    steps = [{name: array.reshape(-1).tolist() for name, array in step.items()} for step in case.steps]
+    weights = np.concatenate([np.zeros(0, np.uint8), *packed_file(plan, case.weights)])
+    made = browser_page.run(plan, weights, steps)
+    quantized = case.options.kv_type.startswith("q")
+    tolerance = WEB_CASE_QUANTIZED_KV if quantized else WEB_CASE
+    for step, outputs in zip(case.steps, made, strict=True):
+        expected = reference.run(step)
+        assert outputs.keys() == expected.keys() and expected
+        for name, want in expected.items():
+            got = outputs[name].reshape(want.shape)
+            size = np.abs(want).max(initial=1e-30)
+            worst = float(np.abs(got - want).max(initial=0)) / size
+            assert worst <= tolerance, f"{name}: {worst:.1e} of the largest number"
