@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from wgllm.backends.device import Device
 
 DATA = Path(__file__).parent / "data"
 DEFAULT_MODELS = ("smollm2",)
 REFERENCE_FILES = {"smollm2": "smollm2", "gemma3:270m": "gemma3", "qwen2.5-coder:1.5b": "qwen2"}
+NO_ADAPTER = "no Vulkan, Metal or DirectX 12 adapter"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +57,46 @@ def reference() -> Callable[[str], Any]:
     return lambda name: json.loads(
         (DATA / "real" / f"{REFERENCE_FILES[name]}.json").read_text(encoding="utf-8")
     )
+
+
+def open_device(*, default_limits: bool) -> Device:
+    """A real graphics card, else a software adapter; skips where there is neither."""
+    from wgllm.backends.device import Device, adapters, choose
+
+    found = adapters()
+    if not found:
+        if os.environ.get("WGLLM_REQUIRE_ADAPTER"):  # CI, which has installed one
+            pytest.fail(NO_ADAPTER)
+        pytest.skip(NO_ADAPTER)
+    return Device.open(choose(found, software=True), default_limits=default_limits)
+
+
+@pytest.fixture(scope="session")
+def own_device() -> Device:
+    """With all limits that the adapter has."""
+    return open_device(default_limits=False)
+
+
+@pytest.fixture(scope="session")
+def default_device() -> Device:
+    """With the limits that every WebGPU device has."""
+    return open_device(default_limits=True)
+
+
+@pytest.fixture(params=["own", "default"])
+def device(request: pytest.FixtureRequest) -> Device:
+    """Each test with both."""
+    found: Device = request.getfixturevalue(f"{request.param}_device")
+    return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tests without an adapter are skipped at one place, so that the summary has one line for all of them."""
+    report = yield
+    if report.skipped and NO_ADAPTER in str(report.longrepr):
+        report.longrepr = (__file__, 1, f"Skipped: {NO_ADAPTER}")
+    return report
 
 
 @pytest.fixture(autouse=True)

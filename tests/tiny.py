@@ -11,7 +11,7 @@ import numpy as np
 
 from tests import tolerances
 from wgllm import models
-from wgllm.backends.base import Array, LoadOptions, Step
+from wgllm.backends.base import Array, Executor, LoadOptions, Program, Step
 from wgllm.backends.numpy_program import NumpyExecutor, NumpyProgram
 from wgllm.cache import cell_counts
 from wgllm.formats.gguf import open_gguf
@@ -56,6 +56,17 @@ def tiny(name: str) -> Tiny:
     return next(t for t in ALL if t.id == name)
 
 
+def load_on(
+    executor: Executor, path: Path, *, largest_step: int = 64, ctx: int = CTX, slots: int = 1, **options: Any
+) -> Program:
+    """The model at ``path`` on an executor."""
+    file = open_gguf(path)
+    built = models.build(file)
+    sizes = cell_counts(built.graph.windows, ctx, largest_step, slots)
+    wanted = LoadOptions(sizes, largest_step=largest_step, ctx_size=ctx, **options)
+    return executor.load(built.graph, file.tensors, wanted)
+
+
 def load_program(path: Path, *, largest_step: int = 256, **options: Any) -> NumpyProgram:
     """The model at ``path`` on NumPy, with room for the whole context."""
     file = open_gguf(path)
@@ -64,7 +75,7 @@ def load_program(path: Path, *, largest_step: int = 256, **options: Any) -> Nump
     return NumpyExecutor().load(built.graph, file.tensors, LoadOptions(sizes, **options))
 
 
-def run_chunks(program: NumpyProgram, ids: list[int], chunk: int, *, slot: int = 0, start: int = 0) -> Array:
+def run_chunks(program: Program, ids: list[int], chunk: int, *, slot: int = 0, start: int = 0) -> Array:
     """Logits of all positions, ``chunk`` rows a step: [len(ids), V]."""
     made = []
     for at in range(0, len(ids), chunk):

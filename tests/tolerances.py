@@ -11,6 +11,14 @@ NUMPY_SAME = 1e-4
 # What rounding the KV cache may change in the logits of the tiny models (q4_0 changes them much).
 KV_ROUNDING = {"f16": 5e-2, "q8_0": 1.0, "q4_0": 20.0}
 
+# WebGPU beside the reference, by the type of the KV cache; tiny models are nearer.
+WEBGPU_TINY = 5e-4
+WEBGPU_TINY_GELU = 1e-3
+WEBGPU_F32_KV = 5e-3
+WEBGPU_F16_KV = 5e-2
+# Beside itself with the rows of a step, the shards or the segments cut otherwise.
+WEBGPU_SAME = 1e-4
+
 # NumPy's operators beside float64, relative and absolute.
 NUMPY_ELEMENT = 2e-6
 
@@ -24,6 +32,6 @@ KERNEL_ELEMENT = 4e-6
 # Share of the numbers written to a KV state that may round to the neighbour.
 KERNEL_KV_OTHERWISE = 1e-3
 
-# Logits on a graphics card, by the type of the KV cache.
-WEBGPU_F32_KV = 5e-3
-WEBGPU_F16_KV = 5e-2
+# Of the largest number of a result, in a browser. A KV cell that rounds to the neighbour shows in what is read of it.
+WEB_CASE = 2e-5
+WEB_CASE_QUANTIZED_KV = 2e-2

@@ -31,6 +31,7 @@ from wgllm.plan import (
     State,
     Value,
     Width,
+    in_bytes,
 )
 from wgllm.quant import QuantFormat, format_by_name
 from wgllm.quant.packing import Layout
@@ -185,7 +186,7 @@ class _Lowering:
         most = min(self.limits.buffer, self.limits.binding)
         if size > most:
             raise PlanError(
-                f"{name} takes {_mib(size)}, of which this device shows a shader {_mib(most)} at once"
+                f"{name} takes {in_bytes(size)}, of which this device shows a shader {in_bytes(most)} at once"
             )
         self.plan.buffers.append(Buffer(name, size, role))
         return Region(len(self.plan.buffers) - 1, 0, size)
@@ -229,7 +230,7 @@ class _Lowering:
             count -= 1
         if not count:
             raise PlanError(
-                f"a row of {tensor.name} is larger than the {_mib(most)} that a shader sees at once"
+                f"a row of {tensor.name} is larger than the {in_bytes(most)} that a shader sees at once"
             )
         for first in range(0, rows, count):
             n = min(count, rows - first)
@@ -242,9 +243,9 @@ class _Lowering:
         """cos and sin [positions, dim / 2, 2] of one kind of rope; made by the host, in whose hands float32 is."""
         dim, positions = rope.attrs["dim"], self.options.positions
         size = 4 * positions * dim
-        if size > self.limits.binding:
+        if size > min(self.limits.binding, self.limits.buffer):
             raise PlanError(
-                f"rope's table for {positions} positions takes {_mib(size)}; a smaller context is needed"
+                f"rope's table for {positions} positions takes {in_bytes(size)}; a smaller context is needed"
             )
         region = self.regions[_table_name(rope)] = place(size)
         factors = rope.inputs[2] if len(rope.inputs) > 2 else None
@@ -647,7 +648,3 @@ def _count(shape: Shape, sizes: Mapping[str, int]) -> int:
 
 def _up(n: int, step: int) -> int:
     return -(-n // step) * step
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:,.0f} MiB"

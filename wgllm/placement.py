@@ -20,7 +20,7 @@ from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
 from wgllm.graph import Graph
 from wgllm.lowering import PlanOptions, has_shader, widest_step
-from wgllm.plan import Limits
+from wgllm.plan import Limits, in_bytes
 
 # Rows of a prefill step: a graphics card wants many, software that imitates one answers sooner with few.
 _STEP_ROWS = 256
@@ -93,7 +93,8 @@ def place(
     """Loads the graph where it shall run. ``device`` is what ``find_device`` found, ``ctx`` the context to aim at.
 
     ``numpy_size`` gives context and rows per step for NumPy alone; it may raise UsageError. Raises DeviceError when
-    a backend or a number of layers that was asked for is not to be had.
+    a card is there, and not to be had with what was asked of it. Where there is none, layers that were asked for are
+    no reason to fail.
     """
     found, reason = device
     if found is not None:
@@ -135,31 +136,42 @@ class _Placing:
 
     def run(self, ctx: int) -> Placement:
         layers = self.n_layers if self.wish.layers is None else min(self.wish.layers, self.n_layers)
-        budget = self.wish.memory
         wanted = _Share(ctx, layers)
+        too_much: int | None = None
         while True:
-            share, size = self._fitting(wanted, budget)
+            share, size = self._fitting(wanted, too_much)
             try:
                 return self._load(share, wanted)
             except OutOfDeviceMemory:
-                budget = int(_NEXT_TRY * size)  # in the end not a single layer is left to try
+                too_much = size  # in the end not a single layer is left to try
 
-    def _fitting(self, wanted: _Share, budget: int | None) -> tuple[_Share, int]:
-        """The largest share that fits the budget, and the bytes that it takes. Raises DeviceError if none does."""
+    def _fitting(self, wanted: _Share, too_much: int | None) -> tuple[_Share, int]:
+        """The largest share that is worth a try, and the bytes that it takes. Raises DeviceError if none is.
+
+        ``too_much``: what did not fit. Not the next smaller share is tried then, which would not fit either, but one
+        that takes clearly less; the smallest at last.
+        """
+        budget = self.wish.memory
         last = DeviceError("")
+        smaller: tuple[_Share, int] | None = None
         for share in self._shares(wanted):
             try:
                 size = sum(self.executor.plan(g, o).size for on_gpu, g, o in self._segments(share) if on_gpu)
             except DeviceError as error:  # a context that the device's limits do not allow
                 last = error
                 continue
-            if budget is None or size <= budget:
-                return share, size
+            if (budget is None or size <= budget) and (too_much is None or size < too_much):
+                smaller = share, size
+                if too_much is None or size <= _NEXT_TRY * too_much:
+                    return smaller
+            most = min(n for n in (budget, too_much, size) if n is not None)
             last = DeviceError(
-                f"{share.layers} layers with a context of {share.ctx} tokens take {size / 2**20:,.0f} MiB of "
-                f"{self.adapter.name}, which has no more than {budget / 2**20:,.0f} MiB for them; "
+                f"{share.layers} layers with a context of {share.ctx} tokens take {in_bytes(size)} of "
+                f"{self.adapter.name}, which has no more than {in_bytes(most)} for them; "
                 "a smaller -c or --gpu-layers is needed"
             )
+        if smaller is not None:
+            return smaller
         raise last
 
     def _shares(self, wanted: _Share) -> Iterator[_Share]:
@@ -234,7 +246,8 @@ def _effective_layers(graph: Graph, n_layers: int) -> list[int]:
 
 
 def _keep_state_together(graph: Graph, on_gpu: list[bool]) -> None:
-    """Takes from the device what lies between uses of a KV state that one node on the CPU uses."""
+    """Takes from the device what lies between uses of a KV state where one node there is on the CPU: a state has one
+    place, and what runs elsewhere in between would cut its place in two."""
     spans: dict[str, list[int]] = {}
     for i, node in enumerate(graph.nodes):
         for name in node.inputs:
@@ -244,6 +257,7 @@ def _keep_state_together(graph: Graph, on_gpu: list[bool]) -> None:
     while changed:
         changed = False
         for used in spans.values():
-            if not all(on_gpu[i] for i in used) and any(on_gpu[used[0] : used[-1] + 1]):
-                on_gpu[used[0] : used[-1] + 1] = [False] * (used[-1] + 1 - used[0])
+            span = slice(used[0], used[-1] + 1)
+            if any(on_gpu[span]) and not all(on_gpu[span]):
+                on_gpu[span] = [False] * len(on_gpu[span])
                 changed = True

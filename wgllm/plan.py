@@ -292,6 +292,12 @@ class Plan:
         )
 
 
+def in_bytes(n: int) -> str:
+    """A size for people, in the largest unit of which it has at least one."""
+    unit, size = ("MiB", 1 << 20) if n >= 1 << 20 else ("KiB", 1 << 10) if n >= 1 << 10 else ("bytes", 1)
+    return f"{n / size:,.0f} {unit}"
+
+
 def _round_up(n: int, least: int, most: int) -> int:
     """The next power of two, between ``least`` and ``most``."""
     return min(most, max(least, 1 << (n - 1).bit_length()))

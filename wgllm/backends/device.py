@@ -36,6 +36,8 @@ _DEFAULT_LIMITS = {
 _INTERFACES = ("Vulkan", "Metal", "DX12")
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
 _RANK = ("discrete", "integrated", "unknown", "software")
+# wgpu-native reports memory that ran out as an error of validation, in these words.
+_NO_MEMORY = "Not enough memory left"
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class Device:
             {"binding": i, "resource": {"buffer": buffer, "offset": offset, "size": size}}
             for i, (buffer, offset, size) in enumerate(bindings)
         ]
+        if not all(size > 0 for _, _, size in bindings):  # wgpu-native ends the process
+            raise DeviceError(f"can't bind the buffers of {label}: a part of no bytes")
         with reported(f"can't bind the buffers of {label}"):
             layout = pipeline.get_bind_group_layout(0)
             return self.handle.create_bind_group(label=label, layout=layout, entries=entries)
@@ -230,11 +234,18 @@ class Device:
     def mapped(self, buffer: Any, size: int) -> NDArray[np.uint8]:
         """A copy of the first ``size`` bytes of a readback buffer, when all copies to it are done."""
         with reported("can't read results"):
-            buffer.map_sync("READ", 0, size)
+            promise = buffer.map_async("READ", 0, size)
             try:
+                promise.sync_wait()
                 return np.frombuffer(buffer.read_mapped(0, size), np.uint8)
+            except BaseException:
+                # After Ctrl-C: wgpu-native ends the process when a buffer that is being mapped is copied to.
+                with contextlib.suppress(Exception):
+                    promise.sync_wait()
+                raise
             finally:
-                buffer.unmap()
+                if buffer.map_state == "mapped":
+                    buffer.unmap()
 
 
 def _record(compute: Any, calls: Sequence[Call]) -> None:
@@ -288,10 +299,10 @@ def reported(what: str, source: Source | None = None) -> Iterator[None]:
     wgpu = _wgpu()
     try:
         yield
-    except wgpu.GPUOutOfMemoryError as error:
-        raise OutOfDeviceMemory(f"{what}: the graphics card has no memory left") from error
     except (wgpu.GPUError, wgpu.GPUPipelineError) as error:
         message = str(error)
+        if isinstance(error, wgpu.GPUOutOfMemoryError) or _NO_MEMORY in message:
+            raise OutOfDeviceMemory(f"{what}: the graphics card has no memory left") from error
         if source is not None and "Shader" in message and "┌" in message:
             raise ShaderError(*_complaint(message, source)) from error
         raise DeviceError(f"{what}: {_reason(message)}") from error

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wgllm.backends.device import Copy, Device
 from wgllm.backends.fills import Bytes, fill_pieces
+from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
 from wgllm.plan import Plan, Region
 
@@ -64,10 +65,12 @@ class GpuMemory:
     def write(self, region: Region, data: NDArray[Any], at: int = 0) -> None:
         """``data`` to byte ``at`` of a region; multiples of 4."""
         assert at + data.nbytes <= region.size
+        self.check()
         self.device.write(self.buffers[region.buffer], region.offset + at, np.ascontiguousarray(data))
 
     def copies(self, parts: Sequence[tuple[Region, int]]) -> list[Copy]:
         """Of the first bytes of regions, one after the other, to where ``collect`` reads them."""
+        self.check()
         target, made, at = self._room(sum(size for _, size in parts)), [], 0
         for region, size in parts:
             made.append(Copy(self.buffers[region.buffer], region.offset, size, target, at))
@@ -83,6 +86,11 @@ class GpuMemory:
         copies = self.copies([(Region(region.buffer, region.offset + at, size), size)])
         self.device.submit([], copies)
         return self.collect(copies)
+
+    def check(self) -> None:
+        """Raises DeviceError after ``close``: wgpu ends the process when it is given a buffer that was destroyed."""
+        if not self.buffers:
+            raise DeviceError("the model has been closed")
 
     def _room(self, size: int) -> Any:
         if self._readback is None or self._readback.size < size:

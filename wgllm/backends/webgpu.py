@@ -14,6 +14,7 @@ from wgllm.backends.device import Call, Copy, Device
 from wgllm.backends.fills import Bytes
 from wgllm.backends.gpu_memory import GpuMemory
 from wgllm.backends.gpu_state import GpuState
+from wgllm.backends.kv_state import check_kv_types
 from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
 from wgllm.fuse import fuse
@@ -41,7 +42,8 @@ class WebGpuExecutor:
         self.device = device
 
     def plan(self, graph: Graph, options: LoadOptions) -> Plan:
-        """Raises DeviceError for a graph that this device can't take."""
+        """Raises DeviceError for a graph that this device can't take, UsageError for a KV type that does not fit it."""
+        check_kv_types(graph, options)
         try:
             return lower(
                 graph,
@@ -108,6 +110,7 @@ class WebGpuProgram:
         interrupt: Callable[[], None] | None = None,
         trace: Trace | None = None,
     ) -> dict[str, Array]:
+        self._memory.check()
         rows = len(inputs["pos"])
         self._state.step(np.asarray(inputs["pos"], np.int32), np.asarray(inputs["slot"], np.int32))
         waiting = [self._stage("body", inputs, slice(0, rows), cells=int(inputs["pos"].max()) + 1)]
@@ -170,15 +173,16 @@ class WebGpuProgram:
             for name, value in self.plan.outputs.items()
             if value.part == stage.width.part
         ]
-        copies = self._memory.copies([(value.region, rows * value.row) for _, value, rows in wanted])
-        if trace is not None:
+        parts = [(value.region, rows * value.row) for _, value, rows in wanted]
+        if trace is None:
+            copies = self._memory.copies(parts)
+            data = self._submit(stages, copies, interrupt)
+        else:
             for stage in stages:
                 self._run_traced(stage, trace, interrupt)
-            copies = self._memory.copies([(value.region, rows * value.row) for _, value, rows in wanted])
+            copies = self._memory.copies(parts)
             self.device.submit([], copies)
-            data = self._memory.collect(copies)
-        else:
-            data = self._submit(stages, copies, interrupt)
+            data = self._memory.collect(copies) if copies else np.empty(0, np.uint8)
         for (name, _, rows), copy in zip(wanted, copies, strict=True):
             numbers = data[copy.target_offset : copy.target_offset + copy.size].view(np.float32)
             made[name].append(numbers.reshape(rows, *self._row_shape(name)))
@@ -196,6 +200,7 @@ class WebGpuProgram:
                 cost += costs[last]
                 last += 1
             ends = last == len(calls)
+            self._memory.check()
             started = time.perf_counter()
             self.device.submit(calls[first:last], copies if ends else ())
             if ends and copies:
@@ -227,6 +232,7 @@ class WebGpuProgram:
             while waiting is not None and waiting[0].node == i:
                 calls.append(waiting[1])
                 waiting = next(nodes, None)
+            self._memory.check()
             self.device.submit(calls)
             self.device.wait()
             if interrupt is not None:
