@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from wgllm.backends.device import Device
+    from wgllm.wgsl import Source
 
 DATA = Path(__file__).parent / "data"
 DEFAULT_MODELS = ("smollm2",)
@@ -33,14 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips tests of models that were not asked for. Tests with models run last."""
+    """Skips tests of models that were not asked for. Tests with models run after the others, marked ones at last."""
     asked = config.getoption("--models")
     allowed = set(REFERENCE_FILES) if asked == "all" else set() if asked == "none" else set(asked.split(","))
     for item in items:
         marker = item.get_closest_marker("model")
         if marker is not None and marker.args[0] not in allowed:
             item.add_marker(pytest.mark.skip(reason=f"needs --models {marker.args[0]} (or all)"))
-    items.sort(key=lambda item: item.get_closest_marker("model") is not None)
+    for marker in ("model", "last"):
+        items.sort(key=lambda item, marker=marker: item.get_closest_marker(marker) is not None)  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +71,24 @@ def open_device(*, default_limits: bool) -> Device:
             pytest.fail(NO_ADAPTER)
         pytest.skip(NO_ADAPTER)
     return Device.open(choose(found, software=True), default_limits=default_limits)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_shaders() -> Iterator[dict[str, Source]]:
+    """By its text, every shader that wgpu has accepted since the tests began."""
+    from wgllm.backends.device import Device
+
+    compiled: dict[str, Source] = {}
+    compile_shader = Device.shader
+
+    def recording(device: Device, source: Source) -> Any:
+        module = compile_shader(device, source)
+        compiled[source.text] = source
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Device, "shader", recording)
+        yield compiled
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+from dataclasses import replace
 
 import pytest
 
@@ -96,3 +97,19 @@ def test_what_is_broken_is_refused_with_its_place(browser_page: BrowserPage) -> 
     (mistake,) = browser_page.mistakes([plain("softmax"), broken, plain("argmax")])
     assert mistake.startswith("broken.wgsl: broken.wgsl:4: ")
     assert "> broken.wgsl:4 |     return i * N;" in mistake
+
+
+@pytest.mark.last
+def test_whatever_the_tests_have_compiled(
+    browser_page: BrowserPage, compiled_shaders: dict[str, Source]
+) -> None:
+    if not compiled_shaders:
+        pytest.skip("no test has compiled a shader")
+    assert_accepted(browser_page, *map(for_tint, compiled_shaders.values()))
+
+
+def for_tint(source: Source) -> Source:
+    """As ``compose`` makes it for tint of what it has made for naga."""
+    if "subgroup" not in source.text:
+        return source
+    return replace(source, text=f"enable subgroups;\n{source.text}", origin=(("prelude", 0), *source.origin))
