@@ -62,7 +62,11 @@ def reference() -> Callable[[str], Any]:
 
 
 def open_device(*, default_limits: bool) -> Device:
-    """A real graphics card, else a software adapter; skips where there is neither."""
+    """A real graphics card, else a software adapter; skips where there is neither.
+
+    As models are run, or with ``default_limits`` what every WebGPU device has, and no features.
+    """
+    from wgllm import placement
     from wgllm.backends.device import Device, adapters, choose
 
     found = adapters()
@@ -70,7 +74,8 @@ def open_device(*, default_limits: bool) -> Device:
         if os.environ.get("WGLLM_REQUIRE_ADAPTER"):  # CI, which has installed one
             pytest.fail(NO_ADAPTER)
         pytest.skip(NO_ADAPTER)
-    return Device.open(choose(found, software=True), default_limits=default_limits)
+    best = choose(found, software=True)
+    return Device.open(best, default_limits=True) if default_limits else placement.open_device(best)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,13 +98,13 @@ def compiled_shaders() -> Iterator[dict[str, Source]]:
 
 @pytest.fixture(scope="session")
 def own_device() -> Device:
-    """With all limits that the adapter has."""
+    """With all limits that the adapter has, and the features that shaders make use of."""
     return open_device(default_limits=False)
 
 
 @pytest.fixture(scope="session")
 def default_device() -> Device:
-    """With the limits that every WebGPU device has."""
+    """With the limits that every WebGPU device has, and no features."""
     return open_device(default_limits=True)
 
 

@@ -32,6 +32,8 @@ KERNEL_ELEMENT = 4e-6
 # Share of the numbers written to a KV state that may round to the neighbour.
 KERNEL_KV_OTHERWISE = 1e-3
 
-# Of the largest number of a result, in a browser. A KV cell that rounds to the neighbour shows in what is read of it.
-WEB_CASE = 2e-5
-WEB_CASE_QUANTIZED_KV = 2e-2
+# Of the largest number of a result, in a browser, by KV type: a cell that rounds to the neighbour shows in what is
+# read of it.
+WEB_CASE = {"f32": 2e-5, "f16": 5e-4, "q8_0": 2e-2, "q4_0": 2e-2}
+# Of the largest value, for fused attention.
+KERNEL_ATTENTION = 1.6e-5

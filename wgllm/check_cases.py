@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,10 @@ def kernel_cases() -> Iterator[Case]:
         yield _format_case(fmt)
     for name, outputs in (("F32", (1, 7, 31, 33, 257)), ("Q4_0", (1, 33)), ("Q6_K", (7, 257))):
         yield _awkward_products(format_by_name(name), outputs)
+    # Sizes at which a card's kernels take larger tiles.
+    yield _awkward_products(format_by_name("Q4_0"), (1024, 2048, 4096), rows=(1, 2, 4, 256))
+    yield _awkward_products(format_by_name("Q8_0"), (33, 2048, 4096), width=2048, rows=(1, 2, 4))
+    yield _awkward_products(format_by_name("Q4_K"), (33,), width=8192, rows=(1, 4))
     for name in ("F32", "F16", "BF16"):
         yield _odd_widths(format_by_name(name))
     yield _element_case("elements", width=31, rows=(1, 7, 33))
@@ -64,6 +69,7 @@ def kernel_cases() -> Iterator[Case]:
         ("f32", 4, 1, 20),
         ("f16", 6, 2, 20),
         ("f16", 9, 3, 64),
+        ("f16", 4, 1, 256),
         ("q8_0", 9, 3, 32),
         ("q8_0", 4, 1, 96),
         ("q4_0", 6, 2, 96),
@@ -74,6 +80,15 @@ def kernel_cases() -> Iterator[Case]:
         )
     yield _attention_case("attention q8_0 and f16", 6, 2, 32, "q8_0", "f16")
     yield _long_context_case()
+    for kv_type in ("f32", "f16", "q8_0", "q4_0"):
+        yield replace_options(
+            _attention_case(f"textbook attention {kv_type}", 6, 2, 32, kv_type), fused_attention=False
+        )
+    yield from _layer_cases()
+
+
+def replace_options(case: Case, **options: Any) -> Case:
+    return replace(case, options=replace(case.options, **options))
 
 
 class _Drafting:
@@ -156,13 +171,19 @@ def _format_case(fmt: QuantFormat) -> Case:
     } for n in (1, 3, 33)])  # fmt: skip
 
 
-def _awkward_products(fmt: QuantFormat, sizes: Sequence[int]) -> Case:
-    case = _Drafting(f"products {fmt.name}")
-    width = max(fmt.block_size, 64)
+def _awkward_products(
+    fmt: QuantFormat,
+    sizes: Sequence[int],
+    *,
+    width: int = 0,
+    rows: Sequence[int] = (1, 3, 7, 31, 32, 33, 257),
+) -> Case:
+    width = width or max(fmt.block_size, 64)
+    case = _Drafting(f"products {fmt.name} {width}→{max(sizes)}")
     case.graph.input("x", (ROWS, width), "f32")
     for outputs in sizes:
         case.result(f"y{outputs}", "matmul", "x", case.weight(f"w{outputs}", fmt, outputs, width))
-    return case.done([_rows(n) | {"x": case.numbers(n, width)} for n in (1, 3, 7, 31, 32, 33, 257)])
+    return case.done([_rows(n) | {"x": case.numbers(n, width)} for n in rows])
 
 
 def _odd_widths(fmt: QuantFormat) -> Case:
@@ -314,3 +335,122 @@ def _long_context_case() -> Case:
     spans = ((0, 250), (250, 260), (260, 261), (261, 520), (520, 521))
     steps = [_attention_step(case, [(p, 0) for p in range(*span)], 3, 1, 4) for span in spans]
     return case.done(steps, {cells: 600})
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A transformer layer, of which all that can be is fused."""
+
+    name: str
+    formats: tuple[str, str]
+    """Of queries and keys, and of all other matrices."""
+    kv_type: str
+    head_dim: int = 32
+    heads: int = 6
+    kv_heads: int = 2
+    ff: int = 96
+    activation: str = "silu"
+    interleaved: bool = False
+    bias: bool = False
+    qk_norm: bool = False
+    post_norm: bool = False
+    factors: bool = False
+    window: int | None = None
+
+
+def _layer_cases() -> Iterator[Case]:
+    for layer in (
+        _Layer("layer Q4_0", ("Q4_0", "Q4_0"), "f32", interleaved=True, factors=True),
+        _Layer("layer Q8_0 with biases", ("Q8_0", "Q8_0"), "f16", bias=True),
+        _Layer("layer with a wide MLP", ("Q4_0", "Q4_0"), "f32", ff=2048),
+        _Layer("layer F16 of two formats", ("F16", "Q5_1"), "q4_0", window=9),
+        _Layer("layer of odd width", ("F32", "F32"), "f32", head_dim=12, heads=3, kv_heads=1, ff=20, bias=True),
+        _Layer(
+            "layer of K-quants with norms", ("Q4_K", "Q6_K"), "q8_0", head_dim=64, heads=4, ff=256,
+            activation="gelu_tanh", qk_norm=True, post_norm=True, window=9,
+        ),
+    ):  # fmt: skip
+        yield _layer_case(layer)
+
+
+def _layer_case(layer: _Layer) -> Case:
+    case = _Drafting(layer.name)
+    g, width = case.graph, layer.heads * layer.head_dim
+    first, other = map(format_by_name, layer.formats)
+    case.graph.input("x", (ROWS, width), "f32")
+    case.graph.input("out_rows", (OUT_ROWS,))
+    g.layer = 0
+    last = _attention_of_layer(case, layer, first, other)
+    if layer.post_norm:
+        last = _norm(case, "out.normed", last, width)
+    residual = g.op("attended", "add", "x", last)
+    normed = _norm(case, "ff.normed", residual, width)
+    gate, up = (
+        g.op(part, "matmul", normed, case.weight(f"w.{part}", other, layer.ff, width))
+        for part in ("gate", "up")
+    )
+    both = g.op("both", "mul", g.op("active", layer.activation, gate), up)
+    last = g.op("down", "matmul", both, case.weight("w.down", other, width, layer.ff))
+    if layer.post_norm:
+        last = _norm(case, "down.normed", last, width)
+    last = g.op("made", "add", residual, last)
+    g.layer = None
+    last = _norm(case, "last", g.op("rows", "select_rows", last, "out_rows"), width)
+    case.result("logits", "matmul", last, case.weight("head", other, 33, width))
+    return _layer_steps(case, layer, width)
+
+
+def _norm(case: _Drafting, name: str, x: str, width: int) -> str:
+    return case.graph.op(
+        name, "rms_norm", x, case.vector(f"w.{name}", case.numbers(width)), eps=1e-5, offset=0.0
+    )
+
+
+def _attention_of_layer(case: _Drafting, layer: _Layer, first: QuantFormat, other: QuantFormat) -> str:
+    g, head_dim = case.graph, layer.head_dim
+    width = layer.heads * head_dim
+    normed = _norm(case, "normed", "x", width)
+    factors = (
+        [case.vector("factors", np.linspace(1, 8, head_dim // 2, dtype=np.float32))] if layer.factors else []
+    )
+    heads = {}
+    for part, n, fmt in (
+        ("q", layer.heads, first), ("k", layer.kv_heads, first), ("v", layer.kv_heads, other)
+    ):  # fmt: skip
+        last = g.op(part, "matmul", normed, case.weight(f"w.{part}", fmt, n * head_dim, width))
+        if layer.bias:
+            last = g.op(f"{part}.biased", "add", last, case.vector(f"b.{part}", case.numbers(n * head_dim)))
+        last = g.op(f"{part}.heads", "reshape", last, shape=(ROWS, n, head_dim))
+        if part != "v":
+            if layer.qk_norm:
+                last = _norm(case, f"{part}.normed", last, head_dim)
+            last = g.op(
+                f"{part}.rope", "rope", last, "pos", *factors,
+                theta=10000.0, dim=head_dim, interleaved=layer.interleaved, scale=1.0,
+            )  # fmt: skip
+        heads[part] = last
+    cells = g.cells(layer.window)
+    for part in ("k", "v"):
+        state = g.state(f"{part}.state", (SLOTS, layer.kv_heads, cells, head_dim), "kv")
+        g.write(state, "kv_write", state, heads[part], "pos", "slot")
+    last = g.op("scores", "attn_scores", heads["q"], "k.state", "slot")
+    last = g.op("scaled", "scale", last, factor=head_dim**-0.5)
+    last = g.op("masked", "mask", last, f"{cells}.pos", "pos", "slot", window=layer.window)
+    last = g.op("values", "attn_values", g.op("probs", "softmax", last), "v.state", "slot")
+    last = g.op("flat", "reshape", last, shape=(ROWS, width))
+    return g.op("out", "matmul", last, case.weight("w.out", other, width, width))
+
+
+def _layer_steps(case: _Drafting, layer: _Layer, width: int) -> Case:
+    """Of few rows, of more than kernels for few take, and of one."""
+    steps: list[Inputs] = []
+    start = 0
+    for rows in (1, 3, 33, 1):
+        steps.append({
+            "x": case.numbers(rows, width), "pos": np.arange(start, start + rows, dtype=np.int32),
+            "slot": np.zeros(rows, np.int32), "out_rows": np.array([rows - 1], np.int32),
+        })  # fmt: skip
+        start += rows
+    cells = "cells" if layer.window is None else f"cells.w{layer.window}"
+    size = 64 if layer.window is None else layer.window + 33
+    return case.done(steps, {cells: size}, kv_type=layer.kv_type)

@@ -39,12 +39,19 @@ def make(node: Node, inputs: Mapping[str, Value]) -> list[Made]:
     """What each output of a node that writes no state should be."""
     if not node.body:
         return [_make(node, [inputs[n] for n in node.inputs], [None] * len(node.inputs))]
+    made = make_body(node, inputs)
+    return [made[name] for name in node.outputs]
+
+
+def make_body(node: Node, inputs: Mapping[str, Value]) -> dict[str, Made]:
+    """What the nodes of a fused one's body make, by name; but for state."""
     made: dict[str, Made] = {}
     for inner in node.body:
-        args = [made[n].want if n in made else inputs[n] for n in inner.inputs]
-        grown = [made[n].size if n in made else None for n in inner.inputs]
-        made[inner.outputs[0]] = _make(inner, args, grown)
-    return [made[name] for name in node.outputs]
+        if inner.op != "kv_write":
+            args = [made[n].want if n in made else inputs[n] for n in inner.inputs]
+            grown = [made[n].size if n in made else None for n in inner.inputs]
+            made[inner.outputs[0]] = _make(inner, args, grown)
+    return made
 
 
 def _make(node: Node, args: Sequence[Value], grown: Sequence[Array | None]) -> Made:
@@ -76,6 +83,19 @@ def _size(node: Node, args: Sequence[Value], grown: Sequence[Array | None], want
     x, first = args[0], grown[0]
     size: Array
     match node.op:
+        case "reshape":
+            size = (
+                np.zeros_like(want) if first is None else np.broadcast_to(first, x.shape).reshape(want.shape)
+            )
+        case "columns":
+            size = np.zeros_like(want)
+            if first is not None:
+                size = kernels.columns(np.broadcast_to(first, x.shape), **node.attrs)
+        case "concat":
+            sizes = (np.zeros_like(a) if g is None else g for a, g in zip(args, grown, strict=True))
+            size = np.concatenate(
+                [np.broadcast_to(g, a.shape) for g, a in zip(sizes, args, strict=True)], axis=-1
+            )
         case "add":
             a, b = (np.abs(x) if g is None else g for x, g in zip(args, grown, strict=True))
             size = a + b

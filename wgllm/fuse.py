@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
+from typing import Any
 
 from wgllm import debug
-from wgllm.graph import Graph, Node
+from wgllm.graph import Graph, Node, Tensor
 
 Pass = Callable[[Graph], Graph]
 
@@ -22,6 +23,12 @@ def fuse(graph: Graph, fused_ops: frozenset[str]) -> Graph:
             graph = one_pass(graph)
     graph.check()
     return graph
+
+
+def unfused(graph: Graph, known: Container[str]) -> Graph:
+    """The graph with the bodies of fused nodes in place of those whose operators are not ``known``."""
+    nodes = (n for node in graph.nodes for n in (node.body if node.op not in known else ()) or (node,))
+    return replace(graph, nodes=tuple(nodes))
 
 
 class _Uses:
@@ -40,11 +47,17 @@ class _Uses:
 
     def chain(self, start: int, *steps: str) -> list[int] | None:
         """Node indices from ``start`` on along ``steps`` (``op`` or optional ``op?``), each the only reader."""
-        found = [start]
+        found = self.follow(self.graph.nodes[start].outputs[0], *steps)
+        return None if found is None else [start, *found]
+
+    def follow(self, name: str, *steps: str) -> list[int] | None:
+        """Like ``chain``, from the temporary ``name`` on."""
+        found: list[int] = []
         for step in steps:
-            following = self.only_reader(self.graph.nodes[found[-1]].outputs[0])
+            following = self.only_reader(name)
             if following is not None and self.graph.nodes[following].op == step.rstrip("?"):
                 found.append(following)
+                name = self.graph.nodes[following].outputs[0]
             elif not step.endswith("?"):
                 return None
         return found
@@ -147,9 +160,133 @@ def fuse_gated(graph: Graph) -> Graph:
     return _rewrite(graph, replaced)
 
 
+def fuse_norm_gated(graph: Graph) -> Graph:
+    """rms_norm · matmul_concat(gate, up) · gated → ``norm_gated``."""
+    uses, replaced = _Uses(graph), dict[int, Node | None]()
+    for i, node in enumerate(graph.nodes):
+        if node.op != "rms_norm":
+            continue
+        chain = uses.chain(i, "matmul_concat", "gated")
+        if chain is None:
+            continue
+        product, gated = graph.nodes[chain[1]], graph.nodes[chain[2]]
+        formats = {graph.tensors[name].dtype for name in product.inputs[1:]}
+        if any(product.attrs["biased"]) or product.outputs != gated.inputs or len(formats) > 1:
+            continue
+        x, norm = node.inputs
+        attrs = {**node.attrs, "activation": gated.attrs["activation"]}
+        inputs = (x, norm, *product.inputs[1:])
+        body = (node, *product.body, *gated.body)
+        replaced.update(dict.fromkeys(chain[:-1]))
+        replaced[chain[-1]] = Node("norm_gated", inputs, gated.outputs, attrs, gated.layer, body)
+    return _rewrite(graph, replaced)
+
+
+def fuse_rope_write(graph: Graph) -> Graph:
+    """rms_norm · matmul_concat(q, k, v) · reshape · norms? · rope · kv_write → ``norm_matmul`` and ``rope_write``."""
+    uses, replaced = _Uses(graph), dict[int, Node | None]()
+    tensors = dict(graph.tensors)
+    for i, norm in enumerate(graph.nodes):
+        chain = uses.chain(i, "matmul_concat") if norm.op == "rms_norm" else None
+        if chain is None or len(graph.nodes[chain[1]].outputs) != 3:
+            continue
+        product = graph.nodes[chain[1]]
+        q, k, v = product.outputs
+        paths = (
+            uses.follow(q, "reshape", "rms_norm?", "rope"),
+            uses.follow(k, "reshape", "rms_norm?", "rope", "kv_write"),
+            uses.follow(v, "reshape", "kv_write"),
+        )
+        if paths[0] is None or paths[1] is None or paths[2] is None:
+            continue
+        of_q, of_k, of_v = ([graph.nodes[j] for j in path or ()] for path in paths)
+        shared = _rope_attrs(of_q, of_k)
+        if shared is None:
+            continue
+        qkv = f"{norm.outputs[0]}.qkv"
+        widths = [tensors[name].shape[1] for name in product.outputs]
+        ends = [sum(w for w in widths[: n + 1] if isinstance(w, int)) for n in range(3)]
+        tensors[qkv] = Tensor(qkv, "temp", (tensors[q].shape[0], ends[2]), "f32")
+        joined = Node("concat", product.outputs, (qkv,), {}, product.layer)
+        parts = [
+            Node("columns", (qkv,), (name,), {"start": start, "stop": stop}, product.layer)
+            for name, start, stop in zip(product.outputs, (0, *ends), ends, strict=False)
+        ]
+        replaced[i] = None
+        replaced[chain[1]] = _norm_matmul(norm, product, (qkv,), (norm, *product.body, joined))
+        body = (*parts, *of_q, *of_k, *of_v)
+        norms = tuple(n.inputs[1] for n in (*of_q, *of_k) if n.op == "rms_norm")
+        factors = of_q[-1].inputs[2:]
+        (k_state, _, pos, slot), v_state = of_k[-1].inputs, of_v[-1].inputs[0]
+        nodes = [j for path in paths for j in path or ()]
+        replaced.update(dict.fromkeys(nodes))
+        replaced[max(nodes)] = Node(
+            "rope_write",
+            (qkv, k_state, v_state, pos, slot, *norms, *factors),
+            (of_q[-1].outputs[0], k_state, v_state),
+            {"heads": tensors[of_q[-1].outputs[0]].shape[1], **shared},
+            product.layer,
+            body,
+        )
+    return _rewrite(replace(graph, tensors=tensors), replaced)
+
+
+def _norm_matmul(norm: Node, product: Node, outputs: tuple[str, ...], body: tuple[Node, ...]) -> Node:
+    """``product`` is a matmul or a matmul_concat of what ``norm`` makes."""
+    attrs = {**norm.attrs, "biased": product.attrs.get("biased", (False,))}
+    return Node("norm_matmul", (*norm.inputs, *product.inputs[1:]), outputs, attrs, product.layer, body)
+
+
+def _rope_attrs(of_q: list[Node], of_k: list[Node]) -> dict[str, Any] | None:
+    """What the ways of q and k have in common; None when they differ."""
+    ropes = [next(n for n in path if n.op == "rope") for path in (of_q, of_k)]
+    norms = [next((n for n in path if n.op == "rms_norm"), None) for path in (of_q, of_k)]
+    if ropes[0].attrs != ropes[1].attrs or ropes[0].inputs[1:] != ropes[1].inputs[1:]:
+        return None
+    attrs = [None if n is None else dict(n.attrs) for n in norms]
+    return {**ropes[0].attrs, "norm": attrs[0]} if attrs[0] == attrs[1] else None
+
+
+def fuse_norm_matmul(graph: Graph) -> Graph:
+    """rms_norm · matmul → ``norm_matmul``: the last norm and the head."""
+    uses, replaced = _Uses(graph), dict[int, Node | None]()
+    for i, node in enumerate(graph.nodes):
+        chain = uses.chain(i, "matmul") if node.op == "rms_norm" else None
+        if chain is not None:
+            product = graph.nodes[chain[1]]
+            replaced[i] = None
+            replaced[chain[1]] = _norm_matmul(node, product, product.outputs, (node, product))
+    return _rewrite(graph, replaced)
+
+
+def _fuse_residual(op: str, fused: str) -> Pass:
+    """``op`` · add, of what ``op`` makes and another temporary → ``fused``."""
+
+    def one_pass(graph: Graph) -> Graph:
+        uses, replaced = _Uses(graph), dict[int, Node | None]()
+        for i, node in enumerate(graph.nodes):
+            chain = uses.chain(i, "add") if node.op == op else None
+            if chain is None:
+                continue
+            add = graph.nodes[chain[1]]
+            (residual,) = (n for n in add.inputs if n != node.outputs[0])
+            if graph.tensors[residual].shape == graph.tensors[node.outputs[0]].shape:
+                replaced[i] = None
+                inputs = (*node.inputs, residual)
+                replaced[chain[1]] = Node(fused, inputs, add.outputs, node.attrs, add.layer, (node, add))
+        return _rewrite(graph, replaced)
+
+    return one_pass
+
+
 PASSES: dict[str, Pass] = {
     "attention": fuse_attention,
     "matmul_concat": fuse_parallel_matmuls,
     "gated": fuse_gated,
+    "norm_gated": fuse_norm_gated,
+    "rope_write": fuse_rope_write,
+    "norm_matmul": fuse_norm_matmul,
+    "matmul_add": _fuse_residual("matmul", "matmul_add"),
+    "norm_add": _fuse_residual("rms_norm", "norm_add"),
 }
-"""By the operator that a pass makes."""
+"""By the operator that a pass makes, in their order: some take what others have made."""

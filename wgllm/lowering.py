@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from wgllm.graph import OUT_ROWS, ROWS, Graph, Node, Tensor
+from wgllm.fuse import PASSES, fuse, unfused
+from wgllm.fused_launches import FUSED
+from wgllm.graph import OUT_ROWS, ROWS, Graph, Node
+from wgllm.launches import TEXTBOOK, Context, Launch, Shader, Shard, Stack, format_of
 from wgllm.ops import Dim, Shape
 from wgllm.plan import (
     ALIGNMENT,
@@ -27,30 +30,30 @@ from wgllm.plan import (
     PlannedNode,
     Region,
     Role,
+    Rows,
     Schedule,
     State,
     Value,
     Width,
     in_bytes,
 )
-from wgllm.quant import QuantFormat, format_by_name
-from wgllm.quant.packing import Layout
+from wgllm.product_shape import Target
 from wgllm.quant.state_words import state_layout
-from wgllm.wgsl import Constant, Host, compose
+from wgllm.wgsl import Host, compose
 
 # Weights share buffers of about this size: small enough that memory in pieces will do.
 _ARENA = 256 << 20
 # Shaders count numbers in 32 bits.
 _LARGEST_BINDING = 1 << 30
 _LARGEST_COUNT = 1 << 32
+# A bias is bound from the first row of a shard on.
+_ALIGNED_ROWS = ALIGNMENT // 4
 # Logits of this many bytes are made at a time.
 _LOGITS_BYTES = 16 << 20
 # Scratch of one temporary, which of attention's scores decides how many rows a step may have.
 _LARGEST_TEMPORARY = 64 << 20
-# Products of more rows than this are computed in tiles.
-_FEW_ROWS = 4
-_TILE = 32
-_WORKGROUP = 64
+SHADERS: Mapping[str, Shader] = {**TEXTBOOK, **FUSED}
+"""How each operator is computed."""
 # Attention over fewer cells than this is not worth a schedule of its own.
 _LEAST_CELLS = 256
 
@@ -68,11 +71,21 @@ class PlanOptions:
     kv_type_of: Callable[[str], str] = lambda state: "f32"
     """The KV type of a state tensor, by its name."""
     limits: Limits = field(default_factory=Limits)
+    software: bool = False
+    """Whether the device is software that imitates one: it wants other shaders."""
+    subgroup: int = 0
+    """The least number of invocations in a subgroup; 0 where shaders may not use them."""
     host: Host = "naga"
 
 
+def prepared(graph: Graph, *, attention: bool = True) -> Graph:
+    """The graph with all that is fused for shaders; ``attention`` False leaves that in its steps."""
+    passes = frozenset(PASSES) if attention else frozenset(PASSES) - {"attention"}
+    return unfused(fuse(graph, passes), SHADERS)
+
+
 def lower(graph: Graph, options: PlanOptions) -> Plan:
-    """The plan of a graph, without schedules: they are lowered when a width is asked for.
+    """The plan of a prepared graph, without schedules: they are lowered when a width is asked for.
 
     Raises PlanError for what the limits do not allow, and for operators that have no shader.
     """
@@ -80,16 +93,17 @@ def lower(graph: Graph, options: PlanOptions) -> Plan:
 
 
 def has_shader(node: Node) -> bool:
-    return node.op in _SHADERS
+    return node.op in SHADERS
 
 
 def widest_step(graph: Graph, options: PlanOptions) -> int:
     """The most rows, halving ``options.rows``, whose temporaries stay small enough. At least 1."""
     room = min(options.limits.binding, options.limits.buffer, _LARGEST_TEMPORARY)
     per_row = max(
-        4 * _count(t.shape, {**options.sizes, ROWS: 1, OUT_ROWS: 0})
-        for t in graph.tensors.values()
-        if t.kind in ("temp", "output")
+        4 * _count(graph.tensors[name].shape, {**options.sizes, ROWS: 1, OUT_ROWS: 0})
+        for node in graph.nodes
+        for name in node.outputs
+        if graph.tensors[name].kind in ("temp", "output")
     )
     rows = options.rows
     while rows > 1 and rows * per_row > room:
@@ -97,35 +111,27 @@ def widest_step(graph: Graph, options: PlanOptions) -> int:
     return rows
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """Rows ``first : first + count`` of a weight, packed."""
-
-    region: Region
-    first: int
-    count: int
-    layout: Layout
-
-
 class _Lowering:
     def __init__(self, graph: Graph, options: PlanOptions) -> None:
         self.graph = graph
         self.options = options
         self.limits = options.limits
+        self.target = Target(options.limits, options.software, options.subgroup)
         lacking = sorted({n.op for n in graph.nodes if not has_shader(n)})
         if lacking:
             raise PlanError(f"no shader computes {', '.join(lacking)}")
         self.parts: list[Part] = [self._part(n) for n in graph.nodes]
         self.regions: dict[str, Region] = {}
-        """Of every tensor but matrices and temporaries that only rename another: its place, for the widest step."""
+        """Of states, inputs, and temporaries that do not only rename another: their place, for the widest step."""
         self.renamed: dict[str, str] = {}
-        self.shards: dict[str, list[_Shard]] = {}
+        self.weights = _Weights(graph, options)
+        self.scratches: dict[tuple[str, str], Region] = {}
         self.kernels: dict[object, int] = {}
         self.plan = Plan(
             limits=options.limits,
             host=options.host,
-            buffers=[],
-            fills=[],
+            buffers=self.weights.buffers,
+            fills=self.weights.fills,
             nodes=[],
             inputs={},
             outputs={},
@@ -136,13 +142,12 @@ class _Lowering:
             least_cells=self._least_cells(),
             lower=self.schedule,
         )
-        self._place_weights()
         self._place_states()
         self._place_inputs()
         self._place_temporaries()
         self._name_outputs()
         for node, part in zip(graph.nodes, self.parts, strict=True):
-            places = tuple(self._widest(o) for o in node.outputs)
+            places = tuple(self.whole(o) for o in node.outputs)
             self.plan.nodes.append(PlannedNode(node.op, node.outputs, places, node.layer, part))
 
     # Sizes
@@ -166,10 +171,7 @@ class _Lowering:
 
     def _numbers(self, name: str, width: Width) -> int:
         """How many numbers a tensor has in a schedule."""
-        return math.prod(self._shape(name, width))
-
-    def _shape(self, name: str, width: Width) -> tuple[int, ...]:
-        return tuple(self._dim(d, width) for d in self.graph.tensors[name].shape)
+        return math.prod(self.shape(name, width))
 
     def _dim(self, d: Dim, width: Width) -> int:
         if isinstance(d, int):
@@ -190,68 +192,6 @@ class _Lowering:
             )
         self.plan.buffers.append(Buffer(name, size, role))
         return Region(len(self.plan.buffers) - 1, 0, size)
-
-    def _place_weights(self) -> None:
-        arena: list[int] = []  # index and bytes used of the one that is being filled
-
-        def place(size: int) -> Region:
-            size = _up(size, 16)
-            at = _up(arena[1], ALIGNMENT) if arena else 0
-            if not arena or at + size > min(_ARENA, self.limits.buffer):
-                self.plan.buffers.append(Buffer(f"weights {len(self.plan.buffers)}", 0, "weights"))
-                arena[:] = [len(self.plan.buffers) - 1, 0]
-                at = 0
-            index = arena[0]
-            arena[1] = at + size
-            self.plan.buffers[index] = Buffer(self.plan.buffers[index].name, arena[1], "weights")
-            return Region(index, at, size)
-
-        used = {name for n in self.graph.nodes if n.op != "rope" for name in n.inputs}
-        for tensor in self.graph.of_kind("weight"):
-            if tensor.name not in used:
-                continue  # rope's factors are part of its table
-            if len(tensor.shape) == 1:
-                (n,) = _ints(tensor.shape)
-                self.regions[tensor.name] = place(4 * n)
-                self.plan.fills.append(Fill(self.regions[tensor.name], "numbers", tensor.name, 0, 1))
-            else:
-                self.shards[tensor.name] = list(self._shards(tensor, place))
-        for node in self.graph.nodes:
-            if node.op == "rope" and _table_name(node) not in self.regions:
-                self._place_table(node, place)
-
-    def _shards(self, tensor: Tensor, place: Callable[[int], Region]) -> Iterator[_Shard]:
-        rows, width = _ints(tensor.shape)
-        fmt = format_by_name(tensor.dtype)
-        per_row = width // fmt.block_size
-        most = min(self.limits.binding, self.limits.buffer, _LARGEST_BINDING)
-        count = min(rows, most // fmt.row_bytes(width), (_LARGEST_COUNT - 1) // width)
-        while count and 4 * fmt.layout(count * per_row).size > most:  # the padding of planes
-            count -= 1
-        if not count:
-            raise PlanError(
-                f"a row of {tensor.name} is larger than the {in_bytes(most)} that a shader sees at once"
-            )
-        for first in range(0, rows, count):
-            n = min(count, rows - first)
-            layout = fmt.layout(n * per_row)
-            region = place(4 * layout.size)
-            self.plan.fills.append(Fill(region, "packed", tensor.name, first, first + n))
-            yield _Shard(region, first, n, layout)
-
-    def _place_table(self, rope: Node, place: Callable[[int], Region]) -> None:
-        """cos and sin [positions, dim / 2, 2] of one kind of rope; made by the host, in whose hands float32 is."""
-        dim, positions = rope.attrs["dim"], self.options.positions
-        size = 4 * positions * dim
-        if size > min(self.limits.binding, self.limits.buffer):
-            raise PlanError(
-                f"rope's table for {positions} positions takes {in_bytes(size)}; a smaller context is needed"
-            )
-        region = self.regions[_table_name(rope)] = place(size)
-        factors = rope.inputs[2] if len(rope.inputs) > 2 else None
-        self.plan.fills.append(
-            Fill(region, "rope", factors, 0, positions, rope.attrs["theta"], dim, rope.attrs["scale"])
-        )
 
     def _place_states(self) -> None:
         for tensor in self.graph.of_kind("state"):
@@ -299,7 +239,11 @@ class _Lowering:
             widest = Width(part, self.plan.rows if part == "body" else self.plan.out_rows, self.plan.cells)
             for name in node.outputs:
                 if name not in self.regions and name not in self.renamed:
-                    self._take_scratch(name, 4 * self._numbers(name, widest), free)
+                    self.regions[name] = self._take_scratch(4 * self._numbers(name, widest), free)
+            own = SHADERS[node.op].scratch(Context(self, node, widest))
+            for name, size in own.items():
+                self.scratches[node.outputs[0], name] = self._take_scratch(size, free)
+            free += [self.scratches[node.outputs[0], name].buffer for name in own]
             for name in dict.fromkeys(self._root(n) for n in (*node.inputs, *node.outputs)):
                 region = self.regions.get(name)
                 if (
@@ -314,31 +258,58 @@ class _Lowering:
             name in n.outputs for n, p in zip(self.graph.nodes, self.parts, strict=True) if p == "body"
         )
 
-    def _take_scratch(self, name: str, size: int, free: list[int]) -> None:
+    def _take_scratch(self, size: int, free: list[int]) -> Region:
         """The smallest free buffer that is large enough, else the largest, which grows; else a new one."""
         size = _up(size, 16)
         buffers = self.plan.buffers
         if not free:
-            self.regions[name] = self._new_buffer(f"scratch {len(buffers)}", size, "scratch")
-            return
+            return self._new_buffer(f"scratch {len(buffers)}", size, "scratch")
         index = min(free, key=lambda b: (buffers[b].size < size, abs(buffers[b].size - size)))
         free.remove(index)
         if buffers[index].size < size:
             region = self._new_buffer(buffers[index].name, size, "scratch")  # for its checks
             buffers[index] = buffers.pop(region.buffer)
-        self.regions[name] = Region(index, 0, buffers[index].size)
+        return Region(index, 0, buffers[index].size)
 
     def _name_outputs(self) -> None:
         for tensor in self.graph.of_kind("output"):
             part: Part = "tail" if OUT_ROWS in tensor.shape else "body"
             row = 4 * self._numbers(tensor.name, Width(part, 1, self.plan.cells))
-            self.plan.outputs[tensor.name] = Value(self._widest(tensor.name), row, part, "f32")
+            self.plan.outputs[tensor.name] = Value(self.whole(tensor.name), row, part, "f32")
 
     def _root(self, name: str) -> str:
         return self.renamed.get(name, name)
 
-    def _widest(self, name: str) -> Region:
+    # What launches ask for
+
+    def shape(self, name: str, width: Width) -> tuple[int, ...]:
+        return tuple(self._dim(d, width) for d in self.graph.tensors[name].shape)
+
+    def whole(self, name: str) -> Region:
+        if self.graph.tensors[name].kind == "weight":
+            return self.weights.vectors[(name,)]
         return self.regions[self._root(name)]
+
+    def region(self, name: str, width: Width) -> Region:
+        region = self.whole(name)
+        if self.graph.tensors[name].kind in ("weight", "state"):
+            return region
+        return region._replace(size=_up(4 * self._numbers(name, width), 16))
+
+    def shards(self, stack: Stack) -> list[Shard]:
+        return self.weights.shards[stack]
+
+    def vector(self, tensors: tuple[str, ...]) -> Region:
+        return self.weights.vectors[tensors]
+
+    def table(self, rope: Node) -> Region:
+        return self.weights.tables[rope_key(rope)]
+
+    def state(self, name: str) -> State:
+        return self.plan.states[name]
+
+    def scratch(self, node: Node, name: str) -> Region:
+        return self.scratches[node.outputs[0], name]
 
     # Schedules
 
@@ -347,293 +318,128 @@ class _Lowering:
         made: list[Dispatch] = []
         for i, (node, part) in enumerate(zip(self.graph.nodes, self.parts, strict=True)):
             if part == width.part:
-                for launch in _SHADERS[node.op](_Context(self, node, width)):
+                for launch in SHADERS[node.op].launches(Context(self, node, width)):
                     made.append(self._dispatch(launch, i))
         return tuple(made)
 
-    def _dispatch(self, launch: _Launch, node: int) -> Dispatch:
+    def _dispatch(self, launch: Launch, node: int) -> Dispatch:
         if len(launch.bindings) > self.limits.bindings:
             raise PlanError(f"{launch.entry} needs {len(launch.bindings)} buffers")
         key = (launch.files, launch.entry, tuple(sorted(launch.constants.items())))
         index = self.kernels.get(key)
         if index is None:
-            source = compose(*launch.files, constants=launch.constants, host=self.options.host)
+            source = compose(
+                *launch.files,
+                constants=launch.constants,
+                host=self.options.host,
+                features=launch.features,
+            )
             index = self.kernels[key] = len(self.plan.kernels)
             self.plan.kernels.append(Kernel(source, launch.entry))
         groups = max(1, min(launch.groups, self.limits.workgroups))  # kernels do with any number
         return Dispatch(index, tuple(launch.bindings), groups, node, launch.cost)
 
 
-@dataclass(frozen=True)
-class _Launch:
-    """A dispatch before its kernel has a number."""
+class _Weights:
+    """The weights of a graph in arenas: what is multiplied with packed, in shards; small parameters; rope's tables."""
 
-    files: tuple[str, ...]
-    entry: str
-    constants: Mapping[str, Constant]
-    bindings: Sequence[Region]
-    groups: int
-    cost: int
+    def __init__(self, graph: Graph, options: PlanOptions) -> None:
+        self.graph = graph
+        self.limits = options.limits
+        self.buffers: list[Buffer] = []
+        self.fills: list[Fill] = []
+        self.shards: dict[Stack, list[Shard]] = {}
+        self.vectors: dict[tuple[str, ...], Region] = {}
+        self.tables: dict[tuple[object, ...], Region] = {}
+        for node in graph.nodes:
+            shader = SHADERS[node.op]
+            for stack in shader.stacks(graph, node):
+                if stack not in self.shards:
+                    self.shards[stack] = list(self._shards(stack))
+            for tensors in shader.vectors(graph, node):
+                if tensors not in self.vectors:
+                    self.vectors[tensors] = self._vector(tensors)
+        for node in graph.nodes:
+            if rope_key(node) and rope_key(node) not in self.tables:
+                self.tables[rope_key(node)] = self._table(node, options.positions)
 
+    def _place(self, size: int) -> Region:
+        """In the last arena, or in a new one where that is full."""
+        size = _up(size, 16)
+        at = _up(self.buffers[-1].size, ALIGNMENT) if self.buffers else 0
+        if not self.buffers or at + size > min(_ARENA, self.limits.buffer):
+            self.buffers.append(Buffer(f"weights {len(self.buffers)}", 0, "weights"))
+            at = 0
+        self.buffers[-1] = Buffer(self.buffers[-1].name, at + size, "weights")
+        return Region(len(self.buffers) - 1, at, size)
 
-class _Context:
-    """A node in a schedule: what its shader needs to know."""
+    def _shards(self, stack: Stack) -> Iterator[Shard]:
+        heights = [_ints(self.graph.tensors[name].shape)[0] for name in stack.tensors]
+        width = _ints(self.graph.tensors[stack.tensors[0]].shape)[1]
+        fmt = format_of(self.graph, stack.tensors[0])
+        copies = len(stack.tensors) if stack.paired else 1  # rows of a shard for each that it counts
+        height = heights[0] if stack.paired else sum(heights)
+        per_row = copies * width // fmt.block_size
+        most = min(self.limits.binding, self.limits.buffer, _LARGEST_BINDING)
+        count = min(height, most // (copies * fmt.row_bytes(width)), (_LARGEST_COUNT - 1) // (copies * width))
+        while count and 4 * fmt.layout(count * per_row).size > most:  # the padding of planes
+            count -= 1
+        if _ALIGNED_ROWS <= count < height:
+            count -= count % _ALIGNED_ROWS
+        if not count:
+            raise PlanError(
+                f"a row of {stack.tensors[0]} is larger than the {in_bytes(most)} that a shader sees at once"
+            )
+        for first in range(0, height, count):
+            n = min(count, height - first)
+            layout = fmt.layout(n * per_row)
+            region = self._place(4 * layout.size)
+            if stack.paired:
+                rows = [Rows(name, first, first + n) for name in stack.tensors]
+            else:
+                rows = list(_cut(stack.tensors, heights, first, first + n))
+            self.fills.append(Fill(region, "packed", tuple(rows)))
+            yield Shard(region, first, n, layout)
 
-    def __init__(self, lowering: _Lowering, node: Node, width: Width) -> None:
-        self.lowering = lowering
-        self.node = node
-        self.width = width
+    def _vector(self, tensors: tuple[str, ...]) -> Region:
+        rows = [Rows(name, 0, _ints(self.graph.tensors[name].shape)[0]) for name in tensors]
+        region = self._place(4 * sum(r.last for r in rows))
+        self.fills.append(Fill(region, "numbers", tuple(rows)))
+        return region
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """As this schedule has it."""
-        return self.lowering._shape(name, self.width)
-
-    def numbers(self, name: str) -> int:
-        return self.lowering._numbers(name, self.width)
-
-    def region(self, name: str) -> Region:
-        """What a binding sees of a tensor: as much as this schedule has, or the whole of a weight or a state."""
-        region = self.lowering._widest(name)
-        if self.lowering.graph.tensors[name].kind in ("weight", "state"):
-            return region
-        return Region(region.buffer, region.offset, _up(4 * self.numbers(name), 16))
-
-    def regions(self) -> list[Region]:
-        """Of the inputs, then the outputs."""
-        return [self.region(name) for name in (*self.node.inputs, *self.node.outputs)]
-
-    def shards(self, name: str) -> tuple[QuantFormat, list[_Shard]]:
-        return format_by_name(self.lowering.graph.tensors[name].dtype), self.lowering.shards[name]
-
-    def table(self) -> Region:
-        return self.lowering.regions[_table_name(self.node)]
-
-    def state(self, name: str) -> State:
-        return self.lowering.plan.states[name]
-
-    def launch(
-        self,
-        kernel: str,
-        constants: Mapping[str, Constant],
-        bindings: Sequence[Region],
-        *,
-        work: int = 0,
-        groups: int = 0,
-        cost: int = 0,
-        entry: str | None = None,
-        files: Sequence[str] = (),
-    ) -> _Launch:
-        """``work`` counts invocations, in place of ``groups``, which counts workgroups."""
-        return _Launch(
-            (f"kernels/{kernel}.wgsl", *files),
-            entry or kernel,
-            constants,
-            bindings,
-            groups or -(-work // _WORKGROUP),
-            cost or work,
-        )
-
-
-def _embed(c: _Context) -> Iterator[_Launch]:
-    table, token = c.node.inputs
-    (out,) = c.node.outputs
-    rows, width = c.shape(out)
-    fmt, shards = c.shards(table)
-    for shard in shards:
-        constants = {"ROWS": rows, "WIDTH": width, "COUNT": shard.count, "FIRST": shard.first}
-        yield c.launch(
-            "embed",
-            constants | shard.layout.constants,
-            [shard.region, c.region(token), c.region(out)],
-            work=rows * (width // 32 + 2),
-            cost=rows * width,
-            files=[fmt.wgsl],
-        )
+    def _table(self, rope: Node, positions: int) -> Region:
+        """cos and sin [positions, dim / 2, 2] of one kind of rope; made by the host, in whose hands float32 is."""
+        theta, dim, scale, *factors = rope_key(rope)
+        assert isinstance(theta, float) and isinstance(dim, int) and isinstance(scale, float)
+        size = 4 * positions * dim
+        if size > min(self.limits.binding, self.limits.buffer):
+            raise PlanError(
+                f"rope's table for {positions} positions takes {in_bytes(size)}; a smaller context is needed"
+            )
+        region = self._place(size)
+        rows = tuple(Rows(str(name), 0, dim // 2) for name in factors)
+        self.fills.append(Fill(region, "rope", rows, positions, theta, dim, scale))
+        return region
 
 
-def _matmul(c: _Context) -> Iterator[_Launch]:
-    x, w = c.node.inputs
-    (out,) = c.node.outputs
-    rows, inputs = c.shape(x)
-    outputs = c.shape(out)[1]
-    fmt, shards = c.shards(w)
-    tiled = rows > _FEW_ROWS and inputs % 32 == 0
-    for shard in shards:
-        constants = {
-            "ROWS": rows,
-            "INPUTS": inputs,
-            "OUTPUTS": shard.count,
-            "OUT_WIDTH": outputs,
-            "OUT_FIRST": shard.first,
-        }
-        groups = -(-rows // _TILE) * -(-shard.count // _TILE) if tiled else 0
-        yield c.launch(
-            "matmul" if tiled else "matvec",
-            constants | shard.layout.constants,
-            [shard.region, c.region(x), c.region(out)],
-            groups=groups,
-            work=rows * shard.count,
-            cost=rows * inputs * shard.count,
-            files=[fmt.wgsl],
-        )
+def _cut(tensors: Sequence[str], heights: Sequence[int], first: int, last: int) -> Iterator[Rows]:
+    """Rows ``first:last`` of matrices on top of each other."""
+    start = 0
+    for name, height in zip(tensors, heights, strict=True):
+        low, high = max(first - start, 0), min(last - start, height)
+        if low < high:
+            yield Rows(name, low, high)
+        start += height
 
 
-def _select_rows(c: _Context) -> Iterator[_Launch]:
-    x, out_rows = c.node.inputs
-    (out,) = c.node.outputs
-    rows, width = c.shape(out)
-    # x was made by the body, whose width a tail does not know: all of its rows.
-    bindings = [c.lowering._widest(x), c.region(out_rows), c.region(out)]
-    yield c.launch("select_rows", {"OUT_ROWS": rows, "WIDTH": width}, bindings, work=rows * width)
-
-
-def _elementwise(parameter: str | None = None) -> Callable[[_Context], Iterator[_Launch]]:
-    def shader(c: _Context) -> Iterator[_Launch]:
-        (x,), (out,) = c.node.inputs, c.node.outputs
-        count = c.numbers(out)
-        constants: dict[str, Constant] = {"COUNT": count}
-        if parameter is not None:
-            constants["PARAMETER"] = float(c.node.attrs[parameter])
-        yield c.launch("elementwise", constants, [c.region(x), c.region(out)], work=count, entry=c.node.op)
-
-    return shader
-
-
-def _binary(c: _Context) -> Iterator[_Launch]:
-    a, b = c.node.inputs
-    (out,) = c.node.outputs
-    count = c.numbers(out)
-    constants: dict[str, Constant] = {"COUNT": count}
-    entry = c.node.op
-    if entry == "add" and len(c.shape(b)) < len(c.shape(a)):
-        entry = "add_row"
-        constants["WIDTH"] = c.shape(b)[0]
-    bindings = [c.region(a), c.region(out), c.region(b)]
-    yield c.launch("elementwise", constants, bindings, work=count, entry=entry)
-
-
-def _reshape(c: _Context) -> Iterator[_Launch]:
-    yield from ()  # the same buffer under another name
-
-
-def _norm(*attributes: str) -> Callable[[_Context], Iterator[_Launch]]:
-    def shader(c: _Context) -> Iterator[_Launch]:
-        *rows, width = c.shape(c.node.outputs[0])
-        constants = {"ROWS": math.prod(rows), "WIDTH": width}
-        options = {a.upper(): float(c.node.attrs[a]) for a in attributes}
-        count = math.prod(rows) * width
-        yield c.launch(c.node.op, constants | options, c.regions(), groups=math.prod(rows), cost=4 * count)
-
-    return shader
-
-
-def _rope(c: _Context) -> Iterator[_Launch]:
-    x, pos = c.node.inputs[:2]
-    (out,) = c.node.outputs
-    rows, heads, head_dim = c.shape(out)
-    constants = {
-        "ROWS": rows,
-        "HEADS": heads,
-        "HEAD_DIM": head_dim,
-        "DIM": c.node.attrs["dim"],
-        "INTERLEAVED": c.node.attrs["interleaved"],
-    }
-    bindings = [c.region(x), c.region(pos), c.table(), c.region(out)]
-    yield c.launch("rope", constants, bindings, work=rows * heads * head_dim)
-
-
-def _cell_write(c: _Context) -> Iterator[_Launch]:
-    state, pos, slot = c.node.inputs
-    (rows,) = c.shape(pos)
-    constants = {"ROWS": rows, "CELLS": c.state(state).shape[1]}
-    yield c.launch("cell_write", constants, [c.region(n) for n in (pos, slot, state)], work=rows)
-
-
-def _kv_write(c: _Context) -> Iterator[_Launch]:
-    state, x, pos, slot = c.node.inputs
-    kept = c.state(state)
-    _, kv_heads, cells, head_dim = kept.shape
-    (rows,) = c.shape(pos)
-    constants = {"ROWS": rows, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "CELLS": cells}
-    kernel = "kv_write"
-    if kept.kv_type.startswith("q"):
-        kernel = "kv_write_quantized"
-        constants["SCALES"] = state_layout(kept.kv_type, math.prod(kept.shape[:-1]), head_dim).scales
-    bindings = [c.region(n) for n in (x, pos, slot, state)]
-    work = rows * kv_heads * head_dim
-    yield c.launch(kernel, constants, bindings, work=work, entry=f"kv_write_{kept.kv_type}")
-
-
-def _attention(c: _Context) -> Iterator[_Launch]:
-    """attn_scores and attn_values, which take the same constants."""
-    x, state, slot = c.node.inputs
-    (out,) = c.node.outputs
-    kept = c.state(state)
-    _, kv_heads, cells, head_dim = kept.shape
-    scores = c.shape(out if c.node.op == "attn_scores" else x)
-    rows, heads, seen = scores
-    constants = {
-        "ROWS": rows,
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "HEAD_DIM": head_dim,
-        "CELLS": cells,
-        "SEEN": seen,
-    }
-    if kept.kv_type.startswith("q"):
-        constants["SCALES"] = state_layout(kept.kv_type, math.prod(kept.shape[:-1]), head_dim).scales
-    bindings = [c.region(x), c.region(state), c.region(slot), c.region(out)]
-    yield c.launch(
-        c.node.op,
-        constants,
-        bindings,
-        work=c.numbers(out),
-        cost=math.prod(scores) * head_dim,
-        files=[f"kv/{kept.kv_type}.wgsl"],
-    )
-
-
-def _mask(c: _Context) -> Iterator[_Launch]:
-    scores, cell_pos, pos, slot = c.node.inputs
-    (out,) = c.node.outputs
-    rows, heads, seen = c.shape(out)
-    constants = {
-        "ROWS": rows,
-        "HEADS": heads,
-        "CELLS": c.state(cell_pos).shape[1],
-        "SEEN": seen,
-        "WINDOW": c.node.attrs["window"] or 0,
-    }
-    bindings = [c.region(n) for n in (scores, cell_pos, pos, slot, out)]
-    yield c.launch("mask", constants, bindings, work=rows * heads * seen)
-
-
-_SHADERS: Mapping[str, Callable[[_Context], Iterator[_Launch]]] = {
-    "embed": _embed,
-    "matmul": _matmul,
-    "select_rows": _select_rows,
-    "scale": _elementwise("factor"),
-    "softcap": _elementwise("cap"),
-    "silu": _elementwise(),
-    "gelu_tanh": _elementwise(),
-    "add": _binary,
-    "mul": _binary,
-    "reshape": _reshape,
-    "rms_norm": _norm("eps", "offset"),
-    "layer_norm": _norm("eps"),
-    "softmax": _norm(),
-    "rope": _rope,
-    "cell_write": _cell_write,
-    "kv_write": _kv_write,
-    "attn_scores": _attention,
-    "attn_values": _attention,
-    "mask": _mask,
-}
-
-
-def _table_name(rope: Node) -> str:
-    """One table for all ropes of a kind."""
-    return f"rope {rope.attrs['theta']} {rope.attrs['dim']} {rope.attrs['scale']} {rope.inputs[2:]}"
+def rope_key(node: Node) -> tuple[object, ...]:
+    """One table for all ropes of a kind; of other operators nothing."""
+    if node.op not in ("rope", "rope_write"):
+        return ()
+    first = 2 if node.op == "rope" else 5 if node.attrs["norm"] is None else 7
+    return (
+        float(node.attrs["theta"]), node.attrs["dim"], float(node.attrs["scale"]), *node.inputs[first:],
+    )  # fmt: skip
 
 
 def _ints(shape: Shape) -> tuple[int, ...]:

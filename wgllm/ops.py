@@ -204,6 +204,20 @@ def _attn_values(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     return [(s[0][0], s[0][1], s[1][3])]
 
 
+@_define("concat", "x_1 [..., n1] ... -> [..., n1 + ...]", (), "the inputs side by side")
+def _concat(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    widths = [x[-1] for x in s]
+    _need(all(x[:-1] == s[0][:-1] for x in s), "concat", s)
+    return [(*s[0][:-1], sum(w for w in widths if isinstance(w, int)))]
+
+
+@_define("columns", "x [..., n] -> [..., stop - start]", ("start", "stop"), "y = x[..., start:stop]")
+def _columns(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    width = s[0][-1]
+    _need(isinstance(width, int) and 0 <= a["start"] < a["stop"] <= width, "columns", s)
+    return [(*s[0][:-1], a["stop"] - a["start"])]
+
+
 @_define(
     "attention",
     "q [R, H, D], k [S, Hkv, C, D], v [S, Hkv, C, D], cell_pos [S, C], pos [R], slot [R] -> [R, H, D]",
@@ -233,3 +247,67 @@ def _matmul_concat(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
 def _gated(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     _need(s[0] == s[1], "gated", s)
     return [s[0]]
+
+
+@_define(
+    "norm_matmul",
+    "x [R, K], norm [K], w_1 [O1, K] ... w_n [On, K], the biases [Oi] of those that have one -> [R, O1 + ... + On]",
+    ("eps", "offset", "biased"),
+    "y = concat(rms_norm(x) w_iᵀ (+ bias_i)); biased says which have a bias",
+    fused=True,
+)
+def _norm_matmul(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    weights = s[2 : 2 + len(a["biased"])]
+    _need(s[1] == (s[0][1],) and all(len(w) == 2 and w[1] == s[0][1] for w in weights), "norm_matmul", s)
+    return [(s[0][0], sum(w[0] for w in weights if isinstance(w[0], int)))]
+
+
+@_define(
+    "norm_gated",
+    "x [R, K], norm [K], gate [F, K], up [F, K] -> [R, F]",
+    ("eps", "offset", "activation"),
+    "y = activation(rms_norm(x) gateᵀ) · (rms_norm(x) upᵀ)",
+    fused=True,
+)
+def _norm_gated(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[1] == (s[0][1],) and s[2] == s[3] and s[2][1] == s[0][1], "norm_gated", s)
+    return [(s[0][0], s[2][0])]
+
+
+@_define("matmul_add", "x [R, K], w [O, K], residual [R, O] -> [R, O]", (), "y = residual + x wᵀ", fused=True)
+def _matmul_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[0][1] == s[1][1] and s[2] == (s[0][0], s[1][0]), "matmul_add", s)
+    return [s[2]]
+
+
+@_define(
+    "norm_add",
+    "x [..., n], w [n], residual [..., n] -> [..., n]",
+    ("eps", "offset"),
+    "y = residual + rms_norm(x)",
+    fused=True,
+)
+def _norm_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[0] == s[2] and s[1] == (s[0][-1],), "norm_add", s)
+    return [s[0]]
+
+
+@_define(
+    "rope_write",
+    "qkv [R, (H + 2 Hkv) D], !k [S, Hkv, C, D], !v [S, Hkv, C, D], pos [R], slot [R], norms? [D] [D], factors? [dim/2]"
+    " -> q [R, H, D]",
+    ("heads", "theta", "dim", "interleaved", "scale", "norm"),
+    "k and v are written after rope (of q and k), and before that a norm (of q and k, if norm gives eps and offset)",
+    fused=True,
+)
+def _rope_write(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    kv_heads, head_dim = s[1][1], s[1][3]
+    _need(
+        isinstance(kv_heads, int)
+        and isinstance(head_dim, int)
+        and s[1] == s[2]
+        and s[0][1] == (a["heads"] + 2 * kv_heads) * head_dim,
+        "rope_write",
+        s,
+    )
+    return [(s[0][0], a["heads"], head_dim), s[1], s[2]]

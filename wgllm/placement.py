@@ -6,25 +6,36 @@ is tried again with a smaller context, if none was asked for, then with fewer la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from wgllm import debug
 from wgllm.backends.base import LoadOptions, Program
-from wgllm.backends.device import Adapter, Device, NoGraphicsCard, OutOfDeviceMemory, adapters, choose
+from wgllm.backends.device import (
+    SUBGROUPS,
+    Adapter,
+    Device,
+    NoGraphicsCard,
+    OutOfDeviceMemory,
+    adapters,
+    choose,
+)
 from wgllm.backends.numpy_program import NumpyExecutor
 from wgllm.backends.segments import Pipeline
 from wgllm.backends.webgpu import WebGpuExecutor
 from wgllm.cache import cell_counts
 from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
-from wgllm.graph import Graph
+from wgllm.graph import Graph, Node
 from wgllm.lowering import PlanOptions, has_shader, widest_step
 from wgllm.plan import Limits, in_bytes
 
 # Rows of a prefill step: a graphics card wants many, software that imitates one answers sooner with few.
 _STEP_ROWS = 256
 _STEP_ROWS_SOFTWARE = 32
+# Multiplications in a dispatch; a slow integrated card makes some 1e11 a second.
+_LARGEST_DISPATCH = 2e10
 # A context is not made smaller than this to keep layers on the card.
 _LEAST_CTX = 2048
 # After memory ran out, this share of what was too much is tried.
@@ -74,11 +85,18 @@ def find_device(wish: Wish) -> tuple[Device | None, str]:
     forced = wish.backend == "webgpu" or wish.device is not None
     try:
         adapter = choose(adapters(), wish.device, software=forced)
-        return Device.open(adapter, default_limits=debug.least_limits()), ""
+        return open_device(adapter), ""
     except DeviceError as error:
         if forced:
             raise
         return None, error.reason if isinstance(error, NoGraphicsCard) else str(error)
+
+
+def open_device(adapter: Adapter) -> Device:
+    """With all that its limits and its features allow, unless ``WGLLM_LIMITS`` says otherwise."""
+    if debug.least_limits():
+        return Device.open(adapter, default_limits=True)
+    return Device.open(adapter, [SUBGROUPS])
 
 
 def place(
@@ -132,6 +150,7 @@ class _Placing:
         self.wish = wish
         self.executor = WebGpuExecutor(device)
         self.adapter: Adapter = device.adapter
+        self._sizes: dict[_Share, int] = {}
         self.n_layers = 1 + max((n.layer for n in graph.nodes if n.layer is not None), default=-1)
 
     def run(self, ctx: int) -> Placement:
@@ -144,6 +163,8 @@ class _Placing:
                 return self._load(share, wanted)
             except OutOfDeviceMemory:
                 too_much = size  # in the end not a single layer is left to try
+                # A device that ran out of memory may be lost.
+                self.executor = WebGpuExecutor(open_device(self.adapter))
 
     def _fitting(self, wanted: _Share, too_much: int | None) -> tuple[_Share, int]:
         """The largest share that is worth a try, and the bytes that it takes. Raises DeviceError if none is.
@@ -156,7 +177,7 @@ class _Placing:
         smaller: tuple[_Share, int] | None = None
         for share in self._shares(wanted):
             try:
-                size = sum(self.executor.plan(g, o).size for on_gpu, g, o in self._segments(share) if on_gpu)
+                size = self._size(share)
             except DeviceError as error:  # a context that the device's limits do not allow
                 last = error
                 continue
@@ -164,11 +185,15 @@ class _Placing:
                 smaller = share, size
                 if too_much is None or size <= _NEXT_TRY * too_much:
                     return smaller
-            most = min(n for n in (budget, too_much, size) if n is not None)
+            too_large = budget is not None and size > budget
+            why = (
+                f"more than the {in_bytes(budget or 0)} of --device-memory"
+                if too_large
+                else "which did not fit"
+            )
             last = DeviceError(
                 f"{share.layers} layers with a context of {share.ctx} tokens take {in_bytes(size)} of "
-                f"{self.adapter.name}, which has no more than {in_bytes(most)} for them; "
-                "a smaller -c or --gpu-layers is needed"
+                f"{self.adapter.name}, {why}; a smaller -c or --gpu-layers is needed"
             )
         if smaller is not None:
             return smaller
@@ -200,12 +225,29 @@ class _Placing:
             (gpu, part, _sized(part, self.options, share.ctx, rows)) for gpu, part in self.graph.split(on_gpu)
         ]
 
+    def _size(self, share: _Share) -> int:
+        """Bytes of the device."""
+        if share not in self._sizes:
+            plans = (
+                self.executor.plan(self.executor.prepared(part, options), options)
+                for on_gpu, part, options in self._segments(share)
+                if on_gpu
+            )
+            self._sizes[share] = sum(plan.size for plan in plans)
+        return self._sizes[share]
+
     def _step_rows(self, ctx: int) -> int:
         usual = _STEP_ROWS_SOFTWARE if self.adapter.kind == "software" else _STEP_ROWS
         rows = min(self.wish.step_rows or usual, ctx)
         limits = Limits.of(self.executor.device.limits)
         sizes = cell_counts(self.graph.windows, ctx, rows, slots=1)
-        return widest_step(self.graph, PlanOptions(sizes, ctx, rows, self.options.kv_type_of, limits))
+        graph = self.executor.prepared(self.graph, self.options)
+        rows = widest_step(graph, PlanOptions(sizes, ctx, rows, self.options.kv_type_of, limits))
+        # A product of r rows is one dispatch, which can't be cut, and systems reset a card that is busy for seconds.
+        widest = max((_weight_size(self.graph, n) for n in self.graph.nodes), default=0)
+        while rows > 1 and rows * widest > _LARGEST_DISPATCH:
+            rows = (rows + 1) // 2
+        return rows
 
     def _load(self, share: _Share, wanted: _Share) -> Placement:
         segments = self._segments(share)
@@ -233,6 +275,13 @@ class _Placing:
         if lacking:
             notes.append(f"{', '.join(lacking)} on the CPU: no shader computes it")
         return "; ".join([f"webgpu on {self.adapter}", *notes])
+
+
+def _weight_size(graph: Graph, node: Node) -> int:
+    """Numbers of the matrix that each row of a step is multiplied with; two where gate and up are read together."""
+    if node.op != "matmul" or node.layer is None:
+        return 0
+    return 2 * math.prod(d for d in graph.tensors[node.inputs[1]].shape if isinstance(d, int))
 
 
 def _effective_layers(graph: Graph, n_layers: int) -> list[int]:

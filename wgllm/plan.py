@@ -55,7 +55,9 @@ class Limits:
             binding=limits["max-storage-buffer-binding-size"],
             bindings=limits["max-storage-buffers-per-shader-stage"],
             workgroup_memory=limits["max-compute-workgroup-storage-size"],
-            invocations=limits["max-compute-invocations-per-workgroup"],
+            invocations=min(
+                limits["max-compute-invocations-per-workgroup"], limits["max-compute-workgroup-size-x"]
+            ),
             workgroups=limits["max-compute-workgroups-per-dimension"],
         )
 
@@ -79,18 +81,25 @@ class Region(NamedTuple):
     """Bytes, a multiple of 16."""
 
 
+class Rows(NamedTuple):
+    """Rows ``first:last`` of a tensor; of one with a single dimension, numbers."""
+
+    tensor: str
+    first: int
+    last: int
+
+
 @dataclass(frozen=True)
 class Fill:
     """What a region of the weights holds before the first step. Packed files hold the fills in order."""
 
     region: Region
     kind: Literal["packed", "numbers", "rope"]
-    """Rows of a tensor as shaders read its format; a tensor as float32; the cosines and sines of rope."""
-    tensor: str | None
-    """For rope: its frequency factors, where there are any."""
-    first: int = 0
-    last: int = 0
-    """Rows ``first:last`` of the tensor; for rope, the positions from 0 to ``last``."""
+    """Rows as shaders read their format; numbers as float32; the cosines and sines of rope."""
+    rows: tuple[Rows, ...]
+    """On top of each other, all of one format. For rope: its frequency factors, where there are any."""
+    positions: int = 0
+    """Of rope's table; so are the others."""
     theta: float = 0.0
     dim: int = 0
     scale: float = 1.0
@@ -257,7 +266,10 @@ class Plan:
             limits=Limits(**data["limits"]),
             host=data["host"],
             buffers=[Buffer(**b) for b in data["buffers"]],
-            fills=[Fill(**{**f, "region": Region(*f["region"])}) for f in data["fills"]],
+            fills=[
+                Fill(**{**f, "region": Region(*f["region"]), "rows": tuple(Rows(*r) for r in f["rows"])})
+                for f in data["fills"]
+            ],
             nodes=[
                 PlannedNode(
                     n["op"],

@@ -8,6 +8,7 @@ cells that its schedule sees, whatever they hold; all else that is bound is acti
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -93,7 +94,8 @@ class KernelFigures:
 
     entry: str
     format: str
-    """Of the matrix or of the state that it reads or writes; empty for activations only."""
+    """Of the matrix or of the state that it reads or writes (``q8_0/f16`` where keys and values differ); empty for
+    activations only."""
     kernels: int
     dispatches: int
     workgroups: int
@@ -136,7 +138,7 @@ class PlanFigures:
     def __init__(self, plan: Plan, graph: Graph) -> None:
         self.plan = plan
         self.graph = graph
-        self._fills = {(f.region.buffer, f.region.offset): f for f in plan.fills}
+        self._fills = sorted(plan.fills, key=lambda f: f.region)
         self._states = {(s.region.buffer, s.region.offset): (name, s) for name, s in plan.states.items()}
 
     def memory(self) -> list[RoleBytes]:
@@ -154,8 +156,7 @@ class PlanFigures:
         for fill in self.plan.fills:
             kind = self._format(fill)
             names = tensors.setdefault(kind, set())
-            if fill.tensor is not None:
-                names.add(fill.tensor)
+            names.update(r.tensor for r in fill.rows)
             sizes[kind] += fill.region.size
         return [
             FormatBytes(kind, len(tensors[kind]), size, sum(map(self._file_bytes, tensors[kind])))
@@ -242,8 +243,9 @@ class PlanFigures:
             if fill.kind == "numbers":
                 return Traffic(parameters=region.size)
             if self._looks_up(d):  # in one of the shards; which one, the tokens say
-                row = region.size // (fill.last - fill.first)
-                return Traffic(embedding=0 if fill.first else row * width.rows)
+                (rows,) = fill.rows
+                row = region.size // (rows.last - rows.first)
+                return Traffic(embedding=0 if rows.first else row * width.rows)
             return Traffic(products=region.size)
         held = self._state(region)
         if held is not None:
@@ -261,7 +263,12 @@ class PlanFigures:
         return self.plan.nodes[d.node].op == "embed"
 
     def _fill(self, region: Region) -> Fill | None:
-        return self._fills.get((region.buffer, region.offset))
+        """What is filled where ``region`` lies: biases of a shard are a part of it."""
+        at = bisect_right(self._fills, region[:2], key=lambda f: f.region[:2]) - 1
+        fill = self._fills[at] if at >= 0 else None
+        if fill is None or fill.region.buffer != region.buffer:
+            return None
+        return fill if region.offset < fill.region.offset + fill.region.size else None
 
     def _state(self, region: Region) -> tuple[str, State] | None:
         return self._states.get((region.buffer, region.offset))
@@ -269,22 +276,21 @@ class PlanFigures:
     # Formats
 
     def _format_of(self, d: Dispatch) -> str:
-        """The matrix's if a dispatch has one, else the state's."""
+        """The matrix's if a dispatch has one, else that of its keys and values."""
         states = []
         for region in d.bindings:
             fill = self._fill(region)
             if fill is not None and fill.kind == "packed":
                 return self._format(fill)
             held = self._state(region)
-            if held is not None:
+            if held is not None and held[1].kv_type != "i32":
                 states.append(held[1].kv_type)
-        return next((kind for kind in states if kind != "i32"), "")
+        return "/".join(dict.fromkeys(states))
 
     def _format(self, fill: Fill) -> str:
         if fill.kind == "rope":
             return ROPE_TABLES
-        assert fill.tensor is not None
-        return format_by_name(self.graph.tensors[fill.tensor].dtype).name
+        return format_by_name(self.graph.tensors[fill.rows[0].tensor].dtype).name
 
     def _file_bytes(self, name: str) -> int:
         tensor = self.graph.tensors[name]

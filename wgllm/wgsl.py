@@ -6,8 +6,9 @@ Shader files are plain WGSL with two kinds of comment that count, each a whole l
     //!const EPS: f32                 a constant that the caller gives
     //!const OFFSET: f32 = 0.0        … or may give
 
-Paths are relative to the folder of shaders. All declared constants stand in a prelude, after the ``enable`` lines that
-the host wants. Nothing here knows a device: the text goes to wgpu or to a browser.
+A file may also be taken with some of its words replaced by others (``Renamed``), so that a shader has it twice: access
+to keys and to values. Paths are relative to the folder of shaders. All declared constants stand in a prelude, after the
+``enable`` lines that the host wants. Nothing here knows a device: the text goes to wgpu or to a browser.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ _CONST = re.compile(r"//!const (\w+): (bool|u32|i32|f32)(?: = (\S+))?")
 
 class WgslError(ValueError):
     """A shader file or a call for one that is wrong; a mistake in wgllm, not of a user."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A shader file, with whole words of it, and of what it includes, replaced by others."""
+
+    name: str
+    words: tuple[tuple[str, str], ...]
+    """Each word and what stands for it."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +79,25 @@ def shader_file(name: str) -> str:
 
 
 def compose(
-    *names: str,
+    *files: str | Renamed,
     constants: Mapping[str, Constant] | None = None,
     host: Host = "naga",
     features: Iterable[str] = (),
     read: Callable[[str], str] = shader_file,
 ) -> Source:
-    """The files ``names`` one after the other, with what they include and ``constants`` (a kernel and its format).
+    """The ``files`` one after the other, with what they include and ``constants`` (a kernel and its format).
 
     ``features`` are the names of WGSL extensions that the shader uses: ``f16``, ``subgroups``. Raises WgslError for
     a constant that is missing, unknown or of another type, and for includes that are missing or go round.
     """
-    name = " + ".join(names)
-    files = _Files(read)
-    for file in names:
-        files.add(file, ())
+    wanted = [file if isinstance(file, Renamed) else Renamed(file, ()) for file in files]
+    name = " + ".join(file.name for file in wanted)
+    found = _Files(read)
+    for file in wanted:
+        found.add(file, ())
     given = dict(constants or {})
     prelude = [line for feature in features if (line := _ENABLE[feature][host])]
-    for const in files.constants.values():
+    for const in found.constants.values():
         if const.name in given:
             value = _literal(const, given.pop(const.name))
         elif const.default is not None:
@@ -96,8 +107,8 @@ def compose(
         prelude.append(f"const {const.name}: {const.type} = {value};")
     if given:
         raise WgslError(f"{name} has no constant {', '.join(sorted(given))}")
-    origin = [("prelude", i + 1) for i in range(len(prelude))] + files.origin
-    return Source("\n".join([*prelude, *files.lines]) + "\n", tuple(origin), name)
+    origin = [("prelude", i + 1) for i in range(len(prelude))] + found.origin
+    return Source("\n".join([*prelude, *found.lines]) + "\n", tuple(origin), name)
 
 
 @dataclass(frozen=True)
@@ -116,27 +127,32 @@ class _Files:
         self.origin: list[tuple[str, int]] = []
         self.constants: dict[str, _Const] = {}
         self._read = read
-        self._done: set[str] = set()
+        self._done: set[Renamed] = set()
 
-    def add(self, name: str, within: tuple[str, ...]) -> None:
+    def add(self, file: Renamed, within: tuple[str, ...]) -> None:
         """``within``: the files that are being included, outermost first."""
+        name = file.name
         if name in within:
             raise WgslError(f"includes go round: {' > '.join((*within, name))}")
-        if name in self._done:
+        if file in self._done:
             return
-        self._done.add(name)
+        self._done.add(file)
         try:
             text = self._read(name)
         except OSError as error:
             by = f", which {within[-1]} includes" if within else ""
             raise WgslError(f"no shader file {name}{by}") from error
+        words = dict(file.words)
         for number, line in enumerate(text.splitlines(), 1):
+            include = _INCLUDE.fullmatch(line.rstrip())
+            if words and not include:
+                line = re.sub(r"\w+", lambda word: words.get(word[0], word[0]), line)
             self.lines.append(line)
             self.origin.append((name, number))
             if not line.startswith("//!"):
                 continue
-            if match := _INCLUDE.fullmatch(line.rstrip()):
-                self.add(match[1], (*within, name))
+            if include:
+                self.add(Renamed(include[1], file.words), (*within, name))
             elif match := _CONST.fullmatch(line.rstrip()):
                 self._declare(_Const(match[1], match[2], match[3], f"{name}:{number}"))
             else:

@@ -1,50 +1,38 @@
-// state[slot[r], :, pos[r] mod CELLS] = x[r], an entry point for each type that a state can have.
+// state[slot[r], :, pos[r] mod CELLS] = x[r]. One workgroup per row and head; any number of workgroups does.
 //
-// Bindings:
+// Composed with kv_store/<type>.wgsl. Bindings:
 //   0  x      f32 [ROWS, KV_HEADS, HEAD_DIM]
 //   1  pos    i32 [ROWS]; rows without a position (below 0) are not written
 //   2  slot   i32 [ROWS]
-//   3  state  u32 words of [slots, KV_HEADS, CELLS, HEAD_DIM]:
-//             f32         the numbers
-//             f16         two numbers a word; HEAD_DIM is even
-// Any number of workgroups does.
+//   3  state  u32 words of [slots, KV_HEADS, CELLS, HEAD_DIM]; kv/<type>.wgsl describes them
 //!const ROWS: u32
 //!const KV_HEADS: u32
 //!const HEAD_DIM: u32
 //!const CELLS: u32
-//!const WORKGROUP: u32 = 64
+//!const WORKGROUP: u32 = 32
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> pos: array<i32>;
 @group(0) @binding(2) var<storage, read> slot: array<i32>;
 @group(0) @binding(3) var<storage, read_write> state: array<u32>;
 
-// Where number i of x goes, counted in numbers. Its row has a position.
-fn place_of(i: u32) -> u32 {
-    let r = i / (KV_HEADS * HEAD_DIM);
-    let h = (i / HEAD_DIM) % KV_HEADS;
-    let cell = u32(pos[r]) % CELLS;
-    return ((u32(slot[r]) * KV_HEADS + h) * CELLS + cell) * HEAD_DIM + i % HEAD_DIM;
-}
+var<private> first: u32;  // number of x of the head that is stored
 
-fn is_written(i: u32) -> bool {
-    return pos[i / (KV_HEADS * HEAD_DIM)] >= 0;
+fn number(i: u32) -> f32 {
+    return x[first + i];
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn kv_write_f32(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    for (var i = id.x; i < ROWS * KV_HEADS * HEAD_DIM; i += groups.x * WORKGROUP) {
-        if (is_written(i)) {
-            state[place_of(i)] = bitcast<u32>(x[i]);
-        }
-    }
-}
-
-@compute @workgroup_size(WORKGROUP)
-fn kv_write_f16(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    for (var i = 2u * id.x; i < ROWS * KV_HEADS * HEAD_DIM; i += 2u * groups.x * WORKGROUP) {
-        if (is_written(i)) {
-            state[place_of(i) / 2u] = pack2x16float(vec2<f32>(x[i], x[i + 1u]));
+fn kv_write(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) at: u32,
+) {
+    for (var i = workgroup.x; i < ROWS * KV_HEADS; i += workgroups.x) {
+        let r = i / KV_HEADS;
+        if (pos[r] >= 0) {
+            first = i * HEAD_DIM;
+            store_cell((u32(slot[r]) * KV_HEADS + i % KV_HEADS) * CELLS + u32(pos[r]) % CELLS, at);
         }
     }
 }

@@ -12,9 +12,9 @@
 //!const HEADS: u32
 //!const CELLS: u32
 //!const SEEN: u32
-//!const WINDOW: i32 = 0
 //!const WORKGROUP: u32 = 64
 //!include "lib/hidden.wgsl"
+//!include "lib/sees.wgsl"
 
 const_assert SEEN <= CELLS;
 
@@ -28,8 +28,6 @@ const_assert SEEN <= CELLS;
 fn mask(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     for (var i = id.x; i < ROWS * HEADS * SEEN; i += groups.x * WORKGROUP) {
         let r = i / (HEADS * SEEN);
-        let held = cell_pos[u32(slot[r]) * CELLS + i % SEEN];
-        let seen = held >= 0 && held <= pos[r] && (WINDOW == 0 || pos[r] - held < WINDOW);
-        y[i] = select(HIDDEN, scores[i], seen);
+        y[i] = select(HIDDEN, scores[i], sees(pos[r], cell_pos[u32(slot[r]) * CELLS + i % SEEN]));
     }
 }

@@ -1,83 +1,69 @@
-// y[r, OUT_FIRST + o] = x[r] · w[o], for many rows x and a matrix w of any format. One workgroup per tile of y: for
-// each group of 32 inputs it dequantizes the weights of the tile's outputs once, for all rows of the tile.
+// A product (lib/product.wgsl) for many rows. One workgroup per tile of TILE rows and TILE outputs: for each group of
+// 32 inputs it dequantizes the weights of the tile's outputs once, for all rows of the tile. Each of its
+// TILE / 4 · TILE / ROWS_EACH invocations makes ROWS_EACH rows (4 or 8) of four outputs. Any number of workgroups does.
 //
-// Composed with quant/<format>.wgsl. Bindings:
-//   0  weights  packed w [OUTPUTS, INPUTS]
-//   1  x        f32 [ROWS, INPUTS]
-//   2  y        f32 [ROWS, OUT_WIDTH]
-// INPUTS is a multiple of 32. A matrix too large for one binding lies in several, some of its rows in each: OUT_WIDTH
-// is then the width of the whole product and OUT_FIRST the first output of this part. Any number of workgroups does.
-//!const ROWS: u32
-//!const INPUTS: u32
-//!const OUTPUTS: u32
-//!const OUT_WIDTH: u32
-//!const OUT_FIRST: u32 = 0
+// TILE is 32 or 64, which takes 8 or 16 KiB of workgroup memory; TILE / ROWS_EACH and INPUTS are multiples of 8 and 32.
+// Rows are not normed, and outputs have one part.
+//!const TILE: u32 = 32
+//!const ROWS_EACH: u32 = 4
+//!include "lib/product.wgsl"
 
-const_assert INPUTS % 32u == 0u;
-
-@group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
-
-const TILE: u32 = 32u;  // rows, and outputs
-const GROUPS: u32 = INPUTS / 32u;
+const ACROSS: u32 = TILE / 4u;        // invocations that share a row,
+const DOWN: u32 = TILE / ROWS_EACH;   // and an output
+const LOADERS: u32 = ACROSS * DOWN - TILE;  // invocations that load rows
 const ROW_TILES: u32 = (ROWS + TILE - 1u) / TILE;
 const TILES: u32 = ROW_TILES * ((OUTPUTS + TILE - 1u) / TILE);
 
-// Four inputs of row (or output) n of the tile are at PITCH (their number / 4) + n. One more than the tile, so that
-// invocations that write the same row lie in different banks of memory.
-const PITCH: u32 = TILE + 1u;
-var<workgroup> x_tile: array<vec4<f32>, 8u * PITCH>;
-var<workgroup> w_tile: array<vec4<f32>, 8u * PITCH>;
+const_assert INPUTS % 32u == 0u;
+const_assert PARTS == 1u && !NORMED;
+const_assert DOWN % 8u == 0u && LOADERS % 8u == 0u && LOADERS > 0u;
 
-fn input(i: u32) -> vec4<f32> {
-    return x[i];
-}
+// Four inputs, the k-th four of a group, of output n are at TILE k + n, and of row n at TILE k + (n ^ k): invocations
+// that write the same row then lie in different banks of memory.
+var<workgroup> x_tile: array<vec4<f32>, 8u * TILE>;
+var<workgroup> w_tile: array<vec4<f32>, 8u * TILE>;
 
-// Beyond the edges there are zeros, so that the products below need no conditions.
+// What is loaded for rows and outputs beyond the edges is written nowhere.
 fn load_weights(first: u32, g: u32, n: u32) {
-    let inside = first + n < OUTPUTS;
-    if (inside) {
-        dequantize_group((first + n) * GROUPS + g);
-    }
-    for (var k = 0u; k < 8u; k++) {
-        let four = vec4<f32>(group[4u * k], group[4u * k + 1u], group[4u * k + 2u], group[4u * k + 3u]);
-        w_tile[PITCH * k + n] = select(vec4<f32>(), four, inside);
-    }
+    let w = dequantized(read_group(group_of_w(0u, first + n, g)));
+    w_tile[n] = w.a;
+    w_tile[TILE + n] = w.b;
+    w_tile[2u * TILE + n] = w.c;
+    w_tile[3u * TILE + n] = w.d;
+    w_tile[4u * TILE + n] = w.e;
+    w_tile[5u * TILE + n] = w.f;
+    w_tile[6u * TILE + n] = w.g;
+    w_tile[7u * TILE + n] = w.h;
 }
 
-// 32 invocations, each at `n`, load four rows at a time: 8 neighbours read one row's 32 inputs.
+// 8 neighbours read one row's 32 inputs.
 fn load_rows(first: u32, g: u32, n: u32) {
     let k = n % 8u;
-    for (var r = n / 8u; r < TILE; r += 4u) {
-        var four = vec4<f32>();
-        if (first + r < ROWS) {
-            four = input(8u * ((first + r) * GROUPS + g) + k);
-        }
-        x_tile[PITCH * k + r] = four;
+    for (var r = n / 8u; r < TILE; r += LOADERS / 8u) {
+        x_tile[TILE * k + (r ^ k)] = input(group_of_x(first + r, g) + k);
     }
 }
 
-// Writes v to outputs o, o + 8, o + 16 and o + 24 of row r.
+// Writes v to outputs o, o + ACROSS, ... of row r.
 fn write(r: u32, o: u32, v: vec4<f32>) {
     if (r < ROWS) {
         for (var j = 0u; j < 4u; j++) {
-            if (o + 8u * j < OUTPUTS) {
-                y[r * OUT_WIDTH + OUT_FIRST + o + 8u * j] = v[j];
+            if (o + ACROSS * j < OUTPUTS) {
+                finish(r, o + ACROSS * j, v[j]);
             }
         }
     }
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(ACROSS * DOWN)
 fn matmul(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) at: u32,
 ) {
-    // Each invocation makes 4 x 4 numbers: rows r, r + 8, r + 16, r + 24 of the tile, outputs o, o + 8, ...
-    let r = at / 8u;
-    let o = at % 8u;
+    // Each invocation makes rows r, r + DOWN, ... of the tile, of outputs o, o + ACROSS, ...
+    let r = at / ACROSS;
+    let o = at % ACROSS;
     for (var t = workgroup.x; t < TILES; t += workgroups.x) {
         // Tiles that follow each other share their weights.
         let first_row = t % ROW_TILES * TILE;
@@ -86,28 +72,46 @@ fn matmul(
         var sum_1 = vec4<f32>();
         var sum_2 = vec4<f32>();
         var sum_3 = vec4<f32>();
+        var sum_4 = vec4<f32>();
+        var sum_5 = vec4<f32>();
+        var sum_6 = vec4<f32>();
+        var sum_7 = vec4<f32>();
         for (var g = 0u; g < GROUPS; g++) {
-            if (at < 32u) {
+            if (at < TILE) {
                 load_weights(first_output, g, at);
             } else {
-                load_rows(first_row, g, at - 32u);
+                load_rows(first_row, g, at - TILE);
             }
             workgroupBarrier();
             for (var k = 0u; k < 8u; k++) {
-                let w = PITCH * k + o;
-                let columns = mat4x4<f32>(w_tile[w], w_tile[w + 8u], w_tile[w + 16u], w_tile[w + 24u]);
-                let row = PITCH * k + r;
+                let w = TILE * k + o;
+                let columns = mat4x4<f32>(
+                    w_tile[w], w_tile[w + ACROSS], w_tile[w + 2u * ACROSS], w_tile[w + 3u * ACROSS],
+                );
+                let row = TILE * k + (r ^ k);  // DOWN is a multiple of 8, k is less: + DOWN is the same outside of ^
                 sum_0 += x_tile[row] * columns;  // four dot products
-                sum_1 += x_tile[row + 8u] * columns;
-                sum_2 += x_tile[row + 16u] * columns;
-                sum_3 += x_tile[row + 24u] * columns;
+                sum_1 += x_tile[row + DOWN] * columns;
+                sum_2 += x_tile[row + 2u * DOWN] * columns;
+                sum_3 += x_tile[row + 3u * DOWN] * columns;
+                if (ROWS_EACH > 4u) {
+                    sum_4 += x_tile[row + 4u * DOWN] * columns;
+                    sum_5 += x_tile[row + 5u * DOWN] * columns;
+                    sum_6 += x_tile[row + 6u * DOWN] * columns;
+                    sum_7 += x_tile[row + 7u * DOWN] * columns;
+                }
             }
             workgroupBarrier();  // before the next group is loaded
         }
         let row = first_row + r;
         write(row, first_output + o, sum_0);
-        write(row + 8u, first_output + o, sum_1);
-        write(row + 16u, first_output + o, sum_2);
-        write(row + 24u, first_output + o, sum_3);
+        write(row + DOWN, first_output + o, sum_1);
+        write(row + 2u * DOWN, first_output + o, sum_2);
+        write(row + 3u * DOWN, first_output + o, sum_3);
+        if (ROWS_EACH > 4u) {
+            write(row + 4u * DOWN, first_output + o, sum_4);
+            write(row + 5u * DOWN, first_output + o, sum_5);
+            write(row + 6u * DOWN, first_output + o, sum_6);
+            write(row + 7u * DOWN, first_output + o, sum_7);
+        }
     }
 }

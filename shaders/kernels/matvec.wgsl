@@ -1,31 +1,18 @@
-// y[r, OUT_FIRST + o] = x[r] · w[o], for few rows x and a matrix w of any format. One invocation per number of y.
-//
-// Composed with quant/<format>.wgsl. Bindings:
-//   0  weights  packed w [OUTPUTS, INPUTS]
-//   1  x        f32 [ROWS, INPUTS], its size rounded up to 16 bytes
-//   2  y        f32 [ROWS, OUT_WIDTH]
-// A matrix too large for one binding lies in several, some of its rows in each: OUT_WIDTH is then the width of the
-// whole product and OUT_FIRST the first output of this part. Any number of workgroups does.
-//!const ROWS: u32
-//!const INPUTS: u32
-//!const OUTPUTS: u32
-//!const OUT_WIDTH: u32
-//!const OUT_FIRST: u32 = 0
+// A product (lib/product.wgsl) for few rows and any width. One invocation per number of y; any number of workgroups
+// does. INPUTS is a multiple of 32 but for formats of single numbers with inputs/plain.
 //!const WORKGROUP: u32 = 64
+//!include "lib/product.wgsl"
 
-@group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+const STRIPS: u32 = (OUTPUTS + WORKGROUP - 1u) / WORKGROUP;
 
-fn input(i: u32) -> vec4<f32> {
-    return x[i];
-}
-
+// Of row r and row o of w.
 fn product(r: u32, o: u32) -> f32 {
-    let groups = INPUTS / 32u;
+    if (INPUTS % 32u != 0u) {
+        return product_of_any_width(r, o);
+    }
     var sum = 0.0;
-    for (var k = 0u; k < groups; k++) {
-        sum += dot_group(o * groups + k, 8u * (r * groups + k));
+    for (var g = 0u; g < GROUPS; g++) {
+        sum += dot_group(o * GROUPS + g, group_of_x(r, g));
     }
     return sum;
 }
@@ -40,7 +27,7 @@ fn product_of_any_width(r: u32, o: u32) -> f32 {
             let k = 32u * g + j - first;  // before the row: wraps round to a large number
             if (k < INPUTS) {
                 let at = r * INPUTS + k;
-                sum += group[j] * x[at / 4u][at % 4u];
+                sum += group[j] * input(at / 4u)[at % 4u];
             }
         }
     }
@@ -48,14 +35,23 @@ fn product_of_any_width(r: u32, o: u32) -> f32 {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn matvec(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    for (var i = id.x; i < ROWS * OUTPUTS; i += groups.x * WORKGROUP) {
-        let r = i / OUTPUTS;
-        let o = i % OUTPUTS;
-        if (INPUTS % 32u == 0u) {
-            y[r * OUT_WIDTH + OUT_FIRST + o] = product(r, o);
-        } else {
-            y[r * OUT_WIDTH + OUT_FIRST + o] = product_of_any_width(r, o);
+fn matvec(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) at: u32,
+) {
+    for (var t = workgroup.x; t < ROWS * STRIPS; t += workgroups.x) {
+        // Strips that follow each other share their weights.
+        let r = t % ROWS;
+        let o = t / ROWS * WORKGROUP + at;
+        let factor = row_factor(r, at);
+        if (o < OUTPUTS) {
+            let a = product(r, o) * factor;
+            var b = 0.0;
+            if (PARTS == 2u) {
+                b = product(r, OUTPUTS + o) * factor;
+            }
+            finish(r, o, combined(a, b));
         }
     }
 }

@@ -5,15 +5,13 @@
 //   0  x  f32 [ROWS, WIDTH]
 //   1  w  f32 [WIDTH]
 //   2  y  f32 [ROWS, WIDTH]
-//!const ROWS: u32
-//!const WIDTH: u32
-//!const EPS: f32
-//!const OFFSET: f32 = 0.0
-//!include "lib/reduce.wgsl"
+//!include "lib/norm_rows.wgsl"
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+fn put(i: u32, v: f32) {
+    y[i] = v;
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn rms_norm(
@@ -21,16 +19,5 @@ fn rms_norm(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) at: u32,
 ) {
-    for (var r = workgroup.x; r < ROWS; r += workgroups.x) {
-        var sum = 0.0;
-        for (var i = at; i < WIDTH; i += WORKGROUP) {
-            let v = x[r * WIDTH + i];
-            sum += v * v;
-        }
-        let mean_square = workgroup_sum(sum, at) / f32(WIDTH);
-        let factor = 1.0 / sqrt(mean_square + EPS);
-        for (var i = at; i < WIDTH; i += WORKGROUP) {
-            y[r * WIDTH + i] = x[r * WIDTH + i] * factor * (w[i] + OFFSET);
-        }
-    }
+    norm_rows(workgroup.x, workgroups.x, at);
 }

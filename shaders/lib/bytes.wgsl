@@ -18,33 +18,26 @@ fn numbers(w: u32) -> vec4<f32> {
     return vec4<f32>(unpack4xU8(w)) - ZERO;
 }
 
-fn put_bytes(i: u32, w: vec4<u32>, d: f32, m: f32) {
-    put(i, numbers(w.x) * d + m);
-    put(i + 1u, numbers(w.y) * d + m);
-    put(i + 2u, numbers(w.z) * d + m);
-    put(i + 3u, numbers(w.w) * d + m);
+fn dequantized(v: Group) -> Quads {
+    let d = v.d;
+    let m = v.m;
+    return Quads(
+        numbers(v.low.x) * d.x + m.x, numbers(v.low.y) * d.x + m.x,
+        numbers(v.low.z) * d.x + m.x, numbers(v.low.w) * d.x + m.x,
+        numbers(v.high.x) * d.y + m.y, numbers(v.high.y) * d.y + m.y,
+        numbers(v.high.z) * d.y + m.y, numbers(v.high.w) * d.y + m.y,
+    );
 }
 
-fn dequantize_group(g: u32) {
-    let v = read_group(g);
-    put_bytes(0u, v.low, v.d.x, v.m.x);
-    put_bytes(4u, v.high, v.d.y, v.m.y);
-}
-
-fn dot_bytes(w: vec4<u32>, x: u32) -> f32 {
-    return dot(numbers(w.x), input(x)) + dot(numbers(w.y), input(x + 1u))
-        + dot(numbers(w.z), input(x + 2u)) + dot(numbers(w.w), input(x + 3u));
-}
-
-fn sum_input(x: u32) -> f32 {
-    return dot(vec4<f32>(1.0), input(x) + input(x + 1u) + input(x + 2u) + input(x + 3u));
-}
-
-fn dot_group(g: u32, x: u32) -> f32 {
-    let v = read_group(g);
-    var sum = v.d.x * dot_bytes(v.low, x) + v.d.y * dot_bytes(v.high, x + 4u);
+fn dot_read(v: Group, x: Quads) -> f32 {
+    let low = dot(numbers(v.low.x), x.a) + dot(numbers(v.low.y), x.b)
+        + dot(numbers(v.low.z), x.c) + dot(numbers(v.low.w), x.d);
+    let high = dot(numbers(v.high.x), x.e) + dot(numbers(v.high.y), x.f)
+        + dot(numbers(v.high.z), x.g) + dot(numbers(v.high.w), x.h);
+    var sum = v.d.x * low + v.d.y * high;
     if (MINIMA) {
-        sum += v.m.x * sum_input(x) + v.m.y * sum_input(x + 4u);
+        let ones = vec4<f32>(1.0);
+        sum += v.m.x * dot(ones, x.a + x.b + x.c + x.d) + v.m.y * dot(ones, x.e + x.f + x.g + x.h);
     }
     return sum;
 }

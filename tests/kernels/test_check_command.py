@@ -105,7 +105,7 @@ def test_the_command_tells_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
     shown = capsys.readouterr()
     lines = [line.split() for line in shown.out.splitlines()]
     assert ["embed", "Q4_0", "3"] in [line[:3] for line in lines]
-    assert ["attn_values", "f32"] in [line[:2] for line in lines]
+    assert ["attention", "f32"] in [line[:2] for line in lines]
     assert "DIFFER" not in shown.out and shown.err.startswith("checking ")
     facts = json.loads(report.read_text(encoding="utf-8"))
     assert facts["ok"] and facts["first_failure"] is None and facts["problems"] == []
@@ -181,9 +181,9 @@ def test_generate_checks_what_the_gpu_makes(
     arguments += ["-n", "3", "-ub", "2", "--check", "hello there, a prompt of several steps"]
     assert main(arguments) == 0
     assert "results of nodes are as NumPy makes them" in capsys.readouterr().err
-    breaking(monkeypatch, "kernels/rope.wgsl", "pos[", "1 + pos[")
+    breaking(monkeypatch, "kernels/rope_write.wgsl", "turns[p * HALF", "turns[(p + 1u) * HALF")
     assert main(arguments) == 1
-    assert "wgllm: layer 0: rope" in capsys.readouterr().err
+    assert "wgllm: layer 0: rope_write f32 " in capsys.readouterr().err
 
 
 def test_generate_checks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

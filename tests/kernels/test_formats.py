@@ -82,7 +82,8 @@ def product(
         "OUT_WIDTH": y.shape[1],
         "OUT_FIRST": out_first,
     }
-    source = compose(f"kernels/{kernel}.wgsl", fmt.wgsl, constants=packed.layout.constants | constants)
+    files = [f"kernels/{kernel}.wgsl", fmt.wgsl, "inputs/plain.wgsl", "outputs/plain.wgsl"]
+    source = compose(*files, constants=packed.layout.constants | constants)
     return gpu.run(source, kernel, [packed.words, x, y], groups=groups).view(np.float32).reshape(y.shape)
 
 

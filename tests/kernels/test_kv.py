@@ -63,12 +63,10 @@ def test_kv_write(gpu: Gpu, kv_type: str, kv_heads: int, head_dim: int) -> None:
     x[1] = 0  # a block of zeros has no scale
     words = to_words(random(*shape), kv_type)
     constants = {"ROWS": len(POS), "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "CELLS": CELLS}
-    kernel = "kernels/kv_write.wgsl"
     if kv_type.startswith("q"):
-        kernel = "kernels/kv_write_quantized.wgsl"
         constants["SCALES"] = state_layout(kv_type, SLOTS * kv_heads * CELLS, head_dim).scales
-    source = compose(kernel, constants=constants)
-    got = gpu.run(source, f"kv_write_{kv_type}", [x, POS, SLOT, words], groups=2)
+    source = compose("kernels/kv_write.wgsl", f"kv_store/{kv_type}.wgsl", constants=constants)
+    got = gpu.run(source, "kv_write", [x, POS, SLOT, words], groups=2)
     before, after = from_words(words, kv_type, shape), from_words(got, kv_type, shape)
     want = before.copy()
     reference.kv_write(want, x[:-1], POS[:-1], SLOT[:-1], kv_type=kv_type)

@@ -111,6 +111,17 @@ def test_functions(gpu: Gpu, x: F32) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 31), (257, 3)])
+def test_gates(gpu: Gpu, shape: tuple[int, int]) -> None:
+    rows, width = shape
+    a = random(rows, 2 * width, size=3)
+    gate, up = np.split(a, 2, axis=1)
+    for entry, function in (("gated_silu", reference.silu), ("gated_gelu_tanh", reference.gelu_tanh)):
+        source = compose("kernels/elementwise.wgsl", constants={"COUNT": rows * width, "WIDTH": width})
+        got = gpu.run(source, entry, [a, np.zeros_like(up)]).view(np.float32).reshape(shape)
+        np.testing.assert_allclose(got, function(gate) * up, rtol=2 * KERNEL_ELEMENT, atol=2 * KERNEL_ELEMENT)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 31), (257, 3)])
 def test_sums_and_products(gpu: Gpu, shape: tuple[int, int]) -> None:
     a, b = random(*shape), random(*shape)[::-1].copy()
     np.testing.assert_array_equal(elementwise(gpu, "add", a, b), a + b)

@@ -26,6 +26,7 @@ from wgllm.errors import DeviceError, NumericError, UsageError
 from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import TensorView
 from wgllm.llm import Llm
+from wgllm.plan import Rows
 from wgllm.sampling import SamplingParams
 from wgllm.tokenizer import tokenizer_from_model
 
@@ -57,11 +58,13 @@ def off(a: Array, b: Array) -> float:
     return float(np.abs(a - b).max())
 
 
-# The tiny models
+def as_card(device: Device) -> Device:
+    """The device with the kernels that graphics cards get."""
+    return replace(device, adapter=replace(device.adapter, kind="discrete"))
 
 
-@pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
-def test_logits_equal_the_reference(device: Device, model: Tiny) -> None:
+def agrees_with_the_reference(device: Device, model: Tiny) -> WebGpuProgram:
+    """All cases, on a program that is left open."""
     program = load_webgpu(device, model.path)
     for case in model.cases():
         program.truncate(0, 0)
@@ -70,6 +73,36 @@ def test_logits_equal_the_reference(device: Device, model: Tiny) -> None:
         worst = off(logits[first : first + len(expected)], expected)
         print(f"{len(case['ids'])} positions, worst logit {worst:.1e} off")
         assert worst < tolerance(model)
+    return program
+
+
+def kernels_of(program: WebGpuProgram) -> set[str]:
+    return {k.entry for k in program.plan.kernels}
+
+
+# The tiny models
+
+
+@pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
+def test_logits_equal_the_reference(device: Device, model: Tiny) -> None:
+    agrees_with_the_reference(device, model).close()
+
+
+@pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
+def test_logits_of_the_kernels_for_cards_equal_the_reference(default_device: Device, model: Tiny) -> None:
+    program = agrees_with_the_reference(as_card(default_device), model)
+    assert {"matvec_wide", "matmul", "attention_decode", "attention_prefill"} <= kernels_of(program)
+    assert "matmul_software" not in kernels_of(program)
+    program.close()
+
+
+@pytest.mark.parametrize("name", ["llama-q.q4_k_s", "qwen2.f32", "gemma3.f32"])
+def test_logits_of_the_textbook_equal_the_reference(
+    own_device: Device, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("WGLLM_FUSE", "0")
+    program = agrees_with_the_reference(own_device, tiny(name))
+    assert {"rms_norm", "rope", "kv_write", "attn_scores", "softmax"} <= kernels_of(program)
     program.close()
 
 
@@ -215,9 +248,21 @@ def test_weights_in_shards_give_the_same_logits(own_device: Device, name: str) -
     binding = (64 if model.id.endswith("f32") else 100) << 10
     device = narrow(own_device, binding=binding, buffer=2 * binding)
     program = load_webgpu(device, model.path, largest_step=16, ctx=64)
-    sharded = {f.tensor for f in program.plan.fills if f.first}
+    sharded = {r.tensor for f in program.plan.fills for r in f.rows if r.first}
     assert "token_embd.weight" in sharded or "output.weight" in sharded
     assert np.array_equal(run_chunks(program, ids, 16), expected)
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_biases_in_shards_give_the_same_logits(own_device: Device, card: bool) -> None:
+    model, ids = tiny("qwen2.f32"), prompt(20)
+    device = narrow(as_card(own_device) if card else own_device, binding=16 << 10, buffer=16 << 10)
+    program = load_webgpu(device, model.path, largest_step=8, ctx=64)
+    shards = {
+        fill.rows for fill in program.plan.fills if "blk.0.attn_v.weight" in {r.tensor for r in fill.rows}
+    }
+    assert shards == {(Rows("blk.0.attn_k.weight", 0, 32), Rows("blk.0.attn_v.weight", 0, 32))}
+    assert off(run_chunks(program, ids, 8), run_chunks(load_program(model.path), ids, 20)) < SAME
 
 
 @pytest.mark.parametrize("name", ["gemma3.f32", "llama-q.q5_k_s"])
@@ -362,11 +407,11 @@ def test_a_number_that_is_none_names_its_node(own_device: Device, value: float) 
     damaged = TensorView(name, numbers.shape, view.format, numbers.view(np.uint8).reshape(-1))
     engine = engine_with(own_device, "llama-tied.f32", {name: damaged})
     for _ in range(2):
-        with pytest.raises(NumericError, match=r"layer 1 \(rms_norm blk\.1\.ffn_norm\)"):
+        with pytest.raises(NumericError, match=r"layer 1 \(norm_gated blk\.1\.gated\)"):
             list(run_request(engine, Request(prompt(5), 3, GREEDY)))
         assert not engine.busy
     node = engine.pipeline.first_bad_node(Step.of(prompt(5), 0, out_rows=[4]))
-    assert node is not None and (node.op, node.layer) == ("rms_norm", 1)
+    assert node is not None and (node.op, node.layer) == ("norm_gated", 1)
     engine.close()
     model = tiny("llama-tied.f32")
     program = load_webgpu(own_device, model.path)
@@ -378,7 +423,7 @@ def test_after_a_nan_nothing_of_it_is_left(own_device: Device, kv_type: str) -> 
     model = tiny("gemma3.f32")
     program = load_webgpu(own_device, model.path, kv_type=kv_type)
     expected = run_chunks(program, prompt(20), 20)
-    fill = next(f for f in program.plan.fills if f.tensor == "blk.2.attn_norm.weight")
+    fill = next(f for f in program.plan.fills if [r.tensor for r in f.rows] == ["blk.2.attn_norm.weight"])
     sound = program._memory.read(fill.region, fill.region.size).copy()
     program._memory.write(fill.region, np.full(fill.region.size // 4, np.nan, np.float32))
     pipeline = Pipeline([program])
@@ -463,7 +508,8 @@ def test_long_work_is_cut_into_short_submissions(own_device: Device, monkeypatch
         submit(self, calls, copies)
 
     monkeypatch.setattr(Device, "submit", counting)
-    total = sum(len(s) for s in program.plan.schedules.values())
+    used = program.plan.schedule("body", 20, 20), program.plan.schedule("tail", 20)
+    total = sum(len(dispatches) for _, dispatches in used)
     program._pace = 1e12
     program.run(step)
     assert submitted == [total]

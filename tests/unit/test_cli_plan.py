@@ -20,7 +20,7 @@ from wgllm.cli import main
 from wgllm.errors import DeviceError
 from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import TensorView
-from wgllm.lowering import PlanOptions, lower
+from wgllm.lowering import PlanOptions, lower, prepared
 from wgllm.plan import Limits, Plan, Width
 from wgllm.plan_figures import PlanFigures, Traffic
 
@@ -81,7 +81,12 @@ def test_dispatches_are_the_graphs_nodes(figures: Callable[..., dict[str, Any]])
     assert schedules["decode"]["dispatches_per_layer"] == [of_a_layer, of_a_layer]
     assert sum(k["dispatches"] for k in facts["kernels"]) == len(nodes)
     counts = {k["entry"]: k["dispatches"] for k in facts["kernels"]}
-    for op, entry in (("rms_norm", "rms_norm"), ("matmul", "matvec"), ("silu", "silu"), ("mask", "mask")):
+    for op, entry in (
+        ("rms_norm", "rms_norm"),
+        ("matmul", "matvec_wide"),
+        ("silu", "silu"),
+        ("mask", "mask"),
+    ):
         assert counts[entry] == sum(n.op == op for n in nodes)
     assert facts["layers"] == len({n.layer for n in nodes} - {None})
 
@@ -128,8 +133,8 @@ def test_a_tokens_bytes_and_multiplications(figures: Callable[..., dict[str, Any
     assert token["least_bytes"] == 4 * sum(sizes) + 300 * cell
     assert token["ratio"] == pytest.approx(token["bytes"] / token["least_bytes"], abs=1e-4)
     assert token["read_ratio"] == pytest.approx(token["bytes_read"] / token["least_bytes"], abs=1e-4)
-    (matvec,) = (k for k in facts["kernels"] if k["entry"] == "matvec")
-    assert matvec["multiplications"] == sum(sizes) and matvec["weight_bytes"] == 4 * sum(sizes)
+    (products,) = (k for k in facts["kernels"] if k["entry"] == "matvec_wide")
+    assert products["multiplications"] == sum(sizes) and products["weight_bytes"] == 4 * sum(sizes)
     for entry in ("attn_scores", "attn_values"):
         (kernel,) = (k for k in facts["kernels"] if k["entry"] == entry)
         assert kernel["multiplications"] == c.n_layers * heads * 512 * head_dim
@@ -137,7 +142,7 @@ def test_a_tokens_bytes_and_multiplications(figures: Callable[..., dict[str, Any
     assert token["multiplications"] == sum(k["multiplications"] for k in facts["kernels"])
     decode, tail = facts["schedules"]["decode"], facts["schedules"]["tail"]
     assert token["bytes"] == decode["bytes"] + tail["bytes"]
-    assert facts["kernels"][0] == matvec
+    assert facts["kernels"][0] == products
 
 
 def test_activations_are_what_the_nodes_read_and_make(figures: Callable[..., dict[str, Any]]) -> None:
@@ -198,7 +203,7 @@ def test_matrices_in_shards_and_smaller_limits() -> None:
     plan = lower(graph, options)
     shown = PlanFigures(plan, graph)
     token = shown.token(64)
-    assert sum(f.tensor == table.name for f in plan.fills) > 3
+    assert sum(r.tensor == table.name for f in plan.fills for r in f.rows) > 3
     assert token.traffic.embedding == 4 * d_model
     assert token.packed_weights == token.traffic.products
     whole = PlanFigures(lower(graph, PlanOptions({"slots": 1, "cells": 64}, 64, 4)), graph).token(64)
@@ -206,6 +211,70 @@ def test_matrices_in_shards_and_smaller_limits() -> None:
     prefill = shown.schedule(*plan.schedule("body", 4, 64))
     assert prefill.width == Width("body", 4, 64) and prefill.traffic.embedding == 4 * 4 * d_model
     assert (Traffic(kv=1) + Traffic(kv=2, written=3)).all == 6
+
+
+# Fused
+
+
+@pytest.mark.parametrize(("ctx", "splits"), [("64", False), ("512", True)])
+def test_dispatches_of_a_fused_layer(
+    figures: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, ctx: str, splits: bool
+) -> None:
+    monkeypatch.delenv("WGLLM_FUSE")
+    with open_gguf(MODEL) as file:
+        built = models.build(file)
+    ops = [n.op for n in prepared(built.graph).nodes if n.layer == 0 and n.op != "reshape"]
+    assert ops == ["norm_matmul", "rope_write", "attention", "matmul_add", "norm_gated", "matmul_add"]
+    facts = figures("llama-tied.f32", "-c", ctx)
+    n = built.config.n_layers
+    entries = {"embed": 1, "cell_write": 1, "matvec_wide": 4 * n + 1, "rope_write": n, "attention_decode": n}
+    counts = {**entries, **({"attention_reduce": n} if splits else {}), "select_rows": 1}
+    assert {k["entry"]: k["dispatches"] for k in facts["kernels"]} == counts
+    decode, tail = facts["schedules"]["decode"], facts["schedules"]["tail"]
+    assert decode["dispatches_per_layer"] == [6 + splits, 6 + splits]
+    assert (decode["dispatches"], tail["dispatches"]) == ((6 + splits) * n + 2, 2)
+
+
+@pytest.mark.parametrize("name", ["llama-tied.f32", "llama-q.q4_k_s", "qwen2.f32", "gemma3.f32"])
+def test_fused_plans_read_the_weights_of_the_textbook(
+    figures: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    textbook = figures(name, "-ctv", "f16")
+    monkeypatch.delenv("WGLLM_FUSE")
+    fused = figures(name, "-ctv", "f16")
+    assert fused["weights"] == textbook["weights"]
+    for figure in ("packed_weights", "kv", "least_bytes"):
+        assert fused["token"][figure] == textbook["token"][figure]
+    ours, theirs = fused["token"]["bytes_by_kind"], textbook["token"]["bytes_by_kind"]
+    for kind in ("products", "embedding", "kv", "positions", "written"):
+        assert ours[kind] == theirs[kind]
+    with open_gguf(tiny(name).path) as file:
+        config = models.build(file).config
+    # The turns of rope, once for queries and keys.
+    assert theirs["parameters"] - ours["parameters"] == config.n_layers * 4 * config.head_dim
+    assert ours["activations"] < theirs["activations"] / 2
+    assert fused["token"]["ratio"] < textbook["token"]["ratio"]
+    of_states = {"rope_write": "f32/f16", "attention_decode": "f32/f16", "attention_reduce": ""}
+    assert {k["entry"]: k["format"] for k in fused["kernels"] if k["entry"] in of_states} == of_states
+    assert sum(k["kv_bytes"] for k in fused["kernels"]) == ours["kv"]
+
+
+def test_biases_of_shards_are_parameters() -> None:
+    with open_gguf(tiny("qwen2.f32").path) as file:
+        graph = prepared(models.build(file).graph)
+    d_model = graph.tensors["output_norm.weight"].shape[0]
+    assert isinstance(d_model, int)
+    tokens, normed = [], []
+    for rows in (1 << 20, 64):
+        options = PlanOptions({"slots": 1, "cells": 64}, 64, 4, limits=Limits(binding=4 * d_model * rows))
+        shown = PlanFigures(plan := lower(graph, options), graph)
+        tokens.append(shown.token(64).traffic)
+        launches = [d for _, schedule in shown.decode(64) for d in schedule]
+        normed.append(sum(plan.nodes[d.node].op in ("norm_matmul", "norm_gated") for d in launches))
+    assert normed[1] > normed[0]
+    # A norm is read for each shard, biases in parts.
+    assert tokens[1].parameters - tokens[0].parameters == 4 * d_model * (normed[1] - normed[0])
+    assert tokens[1].products == tokens[0].products
 
 
 def test_what_people_read(run: Run) -> None:
@@ -231,12 +300,13 @@ def pretend_device(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
         "max-storage-buffers-per-shader-stage": 16,
         "max-compute-workgroup-storage-size": 32768,
         "max-compute-invocations-per-workgroup": 1024,
+        "max-compute-workgroup-size-x": 1024,
         "max-compute-workgroups-per-dimension": 65535,
     }
     granted.update({name.replace("_", "-"): n for name, n in limits.items()})
     monkeypatch.setattr(placement, "adapters", lambda: [card])
     opened = SimpleNamespace(adapter=card, limits=granted)
-    monkeypatch.setattr(Device, "open", staticmethod(lambda adapter, **_: opened))
+    monkeypatch.setattr(Device, "open", staticmethod(lambda adapter, features=(), **_: opened))
 
 
 def test_the_limits_of_a_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,16 +390,15 @@ def test_export(run: Run, tmp_path: Path) -> None:
             region = data[at : at + fill.region.size]
             at += fill.region.size
             if fill.kind == "numbers":
-                assert fill.tensor is not None
-                want = file.tensors[fill.tensor].array().reshape(-1)
+                want = np.concatenate([file.tensors[r.tensor].array() for r in fill.rows])
                 assert np.array_equal(region.view(np.float32)[: want.size], want)
             elif fill.kind == "packed":
-                assert fill.tensor is not None
-                view = file.tensors[fill.tensor]
-                assert (fill.first, fill.last) == (0, view.n_rows)
-                packed = view.format.pack(view.data.reshape(-1, view.format.type_size))
+                views = [file.tensors[r.tensor] for r in fill.rows]
+                assert [r[1:] for r in fill.rows] == [(0, v.n_rows) for v in views]
+                fmt = views[0].format
+                packed = fmt.pack(np.concatenate([v.data for v in views]).reshape(-1, fmt.type_size))
                 assert np.array_equal(region, packed.words.view(np.uint8))
-            seen.append(fill.tensor)
+            seen += [r.tensor for r in fill.rows]
     assert "token_embd.weight" in seen and "output_norm.weight" in seen
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from tests.tiny import tiny
+from tests.tiny import CTX, run_chunks, tiny
+from tests.tolerances import NUMPY_SAME
 from wgllm import models, ops
 from wgllm.backends import numpy as kernels
+from wgllm.backends.base import LoadOptions
 from wgllm.backends.numpy_program import NumpyExecutor
+from wgllm.cache import cell_counts
 from wgllm.formats.gguf import open_gguf
-from wgllm.fuse import PASSES, fuse
+from wgllm.fuse import PASSES, fuse, unfused
 from wgllm.graph import Graph, Node
 
 
@@ -43,6 +47,57 @@ def test_every_layer_is_fused(name: str) -> None:
         assert ops_per_layer[layer, "softmax"] == 0
 
 
+ALL_PASSES = frozenset(PASSES)
+
+
+PLAIN_LAYER = ["norm_matmul", "rope_write", "attention", "matmul_add", "norm_gated", "matmul_add"]
+# Norms stand between its products and their residuals.
+GEMMA_LAYER = [*PLAIN_LAYER[:3], "matmul", "norm_add", "norm_gated", "matmul", "norm_add"]
+
+
+@pytest.mark.parametrize(
+    ("name", "per_layer"),
+    [
+        ("llama-tied.f32", PLAIN_LAYER),
+        ("llama-llama3rope.f32", PLAIN_LAYER),
+        ("qwen2.f32", PLAIN_LAYER),
+        ("gemma3.f32", GEMMA_LAYER),
+    ],
+)
+def test_every_layer_is_a_few_nodes(name: str, per_layer: list[str]) -> None:
+    graph = textbook(name)
+    fused = fuse(graph, ALL_PASSES)
+    for layer in {n.layer for n in graph.nodes if n.layer is not None}:
+        assert [n.op for n in fused.nodes if n.layer == layer and n.op != "reshape"] == per_layer
+    assert fused.nodes[-1].op == "norm_matmul" and fused.nodes[-1].outputs == ("logits",)
+
+
+@pytest.mark.parametrize("name", ["llama-tied.f32", "llama-llama3rope.f32", "qwen2.f32", "gemma3.f32"])
+def test_bodies_of_all_passes_compute_what_the_textbook_does(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy runs the bodies of what it has no kernels for."""
+    file = open_gguf(tiny(name).path)
+    graph = models.build(file).graph
+    fused = fuse(graph, ALL_PASSES)
+    monkeypatch.setenv("WGLLM_FUSE", "0")
+    sizes = cell_counts(graph.windows, CTX, 32, slots=1)
+    expected, made = (
+        run_chunks(
+            NumpyExecutor().load(g, file.tensors, LoadOptions(sizes)), tiny(name).cases()[-1]["ids"][:80], 32
+        )
+        for g in (graph, fused)
+    )
+    assert np.abs(made - expected).max() < NUMPY_SAME
+
+
+def test_unfused_puts_the_bodies_back() -> None:
+    graph = textbook("gemma3.f32")
+    back = unfused(fuse(graph, NumpyExecutor.fused_ops), ())
+    assert sorted(n.outputs for n in back.nodes) == sorted(n.outputs for n in graph.nodes)
+    back.check()
+
+
 def test_passes_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = textbook("llama-tied.f32")
     monkeypatch.setenv("WGLLM_FUSE", "-attention,-gated")
@@ -53,8 +108,9 @@ def test_passes_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_operator_has_a_definition_and_every_fused_one_a_pass() -> None:
+    textbook_ops = {name for name, op in ops.OPS.items() if not op.fused}
     # matmul_concat is bound by the program, which holds the stacked weights.
-    assert set(ops.OPS) == set(kernels.KERNELS) | {"matmul_concat"}
+    assert set(kernels.KERNELS) == textbook_ops | NumpyExecutor.fused_ops - {"matmul_concat"}
     assert {name for name, op in ops.OPS.items() if op.fused} == set(PASSES)
 
 

@@ -289,8 +289,8 @@ def test_fills_cover_every_weight_once(name: str, options: dict[str, Any]) -> No
     for fill in plan.fills:
         places[fill.region.buffer].append((fill.region.offset, fill.region.offset + fill.region.size))
         if fill.kind != "rope":
-            assert fill.tensor is not None
-            rows[fill.tensor].append((fill.first, fill.last))
+            for part in fill.rows:
+                rows[part.tensor].append((part.first, part.last))
     for taken in places.values():
         taken.sort()
         assert all(end <= start for (_, end), (start, _) in pairwise(taken))
@@ -300,7 +300,7 @@ def test_fills_cover_every_weight_once(name: str, options: dict[str, Any]) -> No
             assert tensor.name not in rows
             continue
         shards = sorted(rows.pop(tensor.name))
-        assert shards[0][0] == 0 and shards[-1][1] == (tensor.shape[0] if len(tensor.shape) > 1 else 1)
+        assert shards[0][0] == 0 and shards[-1][1] == tensor.shape[0]
         assert all(end == first for (_, end), (first, _) in pairwise(shards))
         shape = [d for d in tensor.shape if isinstance(d, int)]
         size = shape[0] * format_by_name(tensor.dtype).row_bytes(shape[-1])
@@ -311,7 +311,7 @@ def test_fills_cover_every_weight_once(name: str, options: dict[str, Any]) -> No
 
 def test_tight_limits_do_cut_weights_and_workgroups() -> None:
     _, plan = plan_of("llama-tied.f32", limits=TIGHT, ctx=256)
-    pieces = [f for f in plan.fills if f.tensor == "token_embd.weight"]
+    pieces = [f for f in plan.fills if any(r.tensor == "token_embd.weight" for r in f.rows)]
     assert len(pieces) == 2
     assert sum(b.role == "weights" for b in plan.buffers) > 2
     (_, body) = plan.schedule("body", plan.rows, 256)
@@ -345,7 +345,7 @@ def test_packed_weights_are_hardly_larger_than_the_file(model: Tiny) -> None:
     plan = lower(graph := models.build(file).graph, options_of(graph))
     packed = [f for f in plan.fills if f.kind == "packed"]
     assert len(packed) > 5
-    in_file = sum(file.tensors[f.tensor].nbytes for f in packed if f.tensor is not None)
+    in_file = sum(file.tensors[r.tensor].nbytes for f in packed for r in f.rows)
     assert sum(f.region.size for f in packed) <= 1.03 * in_file
 
 
@@ -354,15 +354,17 @@ def test_rope_is_one_table_of_each_kind() -> None:
         _, plan = plan_of(name)
         tables = [f for f in plan.fills if f.kind == "rope"]
         assert len(tables) == kinds
-        assert all(f.last == CTX and f.region.size == 4 * CTX * f.dim for f in tables)
-    assert tables[0].tensor == "rope_freqs.weight"
+        assert all(f.positions == CTX and f.region.size == 4 * CTX * f.dim for f in tables)
+    assert [r.tensor for r in tables[0].rows] == ["rope_freqs.weight"]
 
 
 # What can't be planned
 
 
 def test_a_row_that_no_binding_holds_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"a row of \S+ is larger than the \d+ bytes that a shader sees at once"):
+    with pytest.raises(
+        PlanError, match=r"a row of \S+ is larger than the \d+ bytes that a shader sees at once"
+    ):
         plan_of("llama-tied.f32", ctx=16, rows=1, limits=Limits(binding=240, buffer=1 << 20))
 
 
@@ -381,8 +383,8 @@ def test_a_rope_table_that_no_binding_holds_is_refused(limits: Limits) -> None:
 
 
 def test_operators_without_a_shader_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    shaders = {op: s for op, s in lowering._SHADERS.items() if op not in ("rope", "mask")}
-    monkeypatch.setattr(lowering, "_SHADERS", shaders)
+    shaders = {op: s for op, s in lowering.SHADERS.items() if op not in ("rope", "mask")}
+    monkeypatch.setattr(lowering, "SHADERS", shaders)
     with pytest.raises(PlanError, match=r"no shader computes mask, rope$"):
         plan_of("llama-tied.f32")
 

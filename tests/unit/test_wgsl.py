@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wgllm.wgsl import Constant, Host, Source, WgslError, compose
+from wgllm.wgsl import Constant, Host, Renamed, Source, WgslError, compose
 
 FILES = {
     "main.wgsl": '// main\n//!const N: u32\n//!include "lib/a.wgsl"\nfn main() {}\n',
@@ -30,7 +30,7 @@ def read(name: str) -> str:
         raise FileNotFoundError(name) from None
 
 
-def make(*names: str, **arguments: Any) -> Source:
+def make(*names: str | Renamed, **arguments: Any) -> Source:
     return compose(*names, read=read, **arguments)
 
 
@@ -148,3 +148,26 @@ def test_the_packages_own_files_are_found() -> None:
     assert "fn safe_tanh" in source.text
     with pytest.raises(WgslError, match=r"no shader file lib/nothing\.wgsl"):
         compose("lib/nothing.wgsl")
+
+
+def test_a_file_stands_twice_with_other_words() -> None:
+    twice = [Renamed("state.wgsl", (("state", x), ("at", f"{x}_at"), ("N", f"{x.upper()}_N"))) for x in "kv"]
+    files = {
+        "state.wgsl": (
+            '//!const N: u32\n//!const M: u32 = 4\n//!include "state/at.wgsl"\n'
+            "fn state() -> u32 { return at; }\n"
+        ),
+        "state/at.wgsl": "const at = state_at[N + M];\n",
+    }
+    source = compose(*twice, twice[0], constants={"K_N": 1, "V_N": 2}, read=files.__getitem__)
+    assert [line for line in source.text.splitlines() if not line.startswith("//!")] == [
+        "const K_N: u32 = 1;",
+        "const M: u32 = 4;",
+        "const V_N: u32 = 2;",
+        "const k_at = state_at[K_N + M];",
+        "fn k() -> u32 { return k_at; }",
+        "const v_at = state_at[V_N + M];",
+        "fn v() -> u32 { return v_at; }",
+    ]
+    assert source.name == "state.wgsl + state.wgsl + state.wgsl"
+    assert source.explain(len(source.text.splitlines())) == "state.wgsl:4"

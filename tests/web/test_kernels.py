@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.tolerances import WEB_CASE, WEB_CASE_QUANTIZED_KV
+from tests.tolerances import WEB_CASE
 from tests.web.browser import BrowserPage
 from wgllm.backends.fills import packed_file
 from wgllm.backends.numpy_program import NumpyExecutor
 from wgllm.check_cases import Case, kernel_cases
-from wgllm.lowering import PlanOptions, lower
+from wgllm.lowering import PlanOptions, lower, prepared
 from wgllm.plan import Plan
 
 CASES = list(kernel_cases())
@@ -20,7 +20,7 @@ def planned(case: Case) -> Plan:
     """With a schedule for each of the case's steps."""
     options = case.options
     plan = lower(
-        case.graph,
+        prepared(case.graph, attention=options.fused_attention),
         PlanOptions(options.sizes, options.positions, options.largest_step, options.kv_type_of, host="tint"),
     )
     for step in case.steps:
@@ -39,8 +39,7 @@ def test_a_case(browser_page: BrowserPage, case: Case, monkeypatch: pytest.Monke
     steps = [{name: array.reshape(-1).tolist() for name, array in step.items()} for step in case.steps]
     weights = np.concatenate([np.zeros(0, np.uint8), *packed_file(plan, case.weights)])
     made = browser_page.run(plan, weights, steps)
-    quantized = case.options.kv_type.startswith("q")
-    tolerance = WEB_CASE_QUANTIZED_KV if quantized else WEB_CASE
+    tolerance = WEB_CASE[case.options.kv_type]
     for step, outputs in zip(case.steps, made, strict=True):
         expected = reference.run(step)
         assert outputs.keys() == expected.keys() and expected

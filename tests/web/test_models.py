@@ -16,18 +16,20 @@ from wgllm import models
 from wgllm.backends.fills import packed_file
 from wgllm.cache import cell_counts
 from wgllm.formats.gguf import open_gguf
-from wgllm.lowering import PlanOptions, lower
+from wgllm.lowering import PlanOptions, lower, prepared
 from wgllm.plan import Plan
 
 ROWS = 16
 
 
-def planned(path: Path, ctx: int) -> tuple[Plan, np.ndarray[Any, np.dtype[np.uint8]]]:
+def planned(
+    path: Path, ctx: int, *, software: bool = False
+) -> tuple[Plan, np.ndarray[Any, np.dtype[np.uint8]]]:
     """The plan of a model, with schedules to read a prompt and to go on; and its packed weights."""
     with open_gguf(path) as file:
         graph = models.build(file).graph
         sizes = cell_counts(graph.windows, ctx, ROWS, slots=1)
-        plan = lower(graph, PlanOptions(sizes, ctx, ROWS, host="tint"))
+        plan = lower(prepared(graph), PlanOptions(sizes, ctx, ROWS, software=software, host="tint"))
         for rows in (ROWS, 1):
             plan.schedule("body", rows, ctx)
         plan.schedule("tail", 1)
@@ -35,15 +37,15 @@ def planned(path: Path, ctx: int) -> tuple[Plan, np.ndarray[Any, np.dtype[np.uin
         return plan, np.concatenate(list(packed_file(plan, file.tensors)))
 
 
-def greedy(page: BrowserPage, path: Path, ids: Sequence[int], count: int) -> list[int]:
-    plan, weights = planned(path, CTX)
+def greedy(page: BrowserPage, path: Path, ids: Sequence[int], count: int, **options: bool) -> list[int]:
+    plan, weights = planned(path, CTX, **options)
     return page.greedy(plan, weights, ids, count)
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
 def test_the_browser_compiles_every_shader_of_a_plan(browser_page: BrowserPage, model: Tiny) -> None:
     plan, _ = planned(model.path, CTX)
-    assert len(plan.kernels) > 20
+    assert len(plan.kernels) > 10
     assert browser_page.mistakes([k.source for k in plan.kernels]) == []
 
 
@@ -63,4 +65,5 @@ def test_smollm2_makes_the_expected_tokens(
 ) -> None:
     case = reference("smollm2")["capital"]
     assert min(case["greedy_margins"][:12]) > 2 * WEBGPU_F32_KV
-    assert greedy(browser_page, model_path("smollm2"), case["ids"], 12) == case["greedy"][:12]
+    # The kernels for cards, which tiny models run, take software four times as long.
+    assert greedy(browser_page, model_path("smollm2"), case["ids"], 12, software=True) == case["greedy"][:12]

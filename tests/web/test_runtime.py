@@ -23,6 +23,7 @@ from wgllm.plan import (
     PlannedNode,
     Region,
     Role,
+    Rows,
     State,
     Value,
     Width,
@@ -95,7 +96,7 @@ def chain(
     pos, slot = hand.input("pos", 1, "body", pad=-1), hand.input("slot", 1, "body")
     out_rows = hand.input("out_rows", 1, "tail")
     bias = hand.region("bias", WIDTH, "weights")
-    plan.fills.append(Fill(bias, "numbers", "bias"))
+    plan.fills.append(Fill(bias, "numbers", (Rows("bias", 0, WIDTH),)))
     held = hand.region("held", SLOTS * CELLS, "state")
     plan.states["held"] = State(held, "i32", (SLOTS, CELLS))
     scaled, hidden = (hand.region(name, plan.rows * WIDTH) for name in ("scaled", "hidden"))
@@ -228,7 +229,7 @@ def test_weights_come_in_pieces_of_any_size(browser_page: BrowserPage) -> None:
     sizes = {"a": 5 << 18, "b": 4}
     for name, numbers in sizes.items():
         region = hand.region(name, numbers, "weights")
-        hand.plan.fills.append(Fill(region, "numbers", name))
+        hand.plan.fills.append(Fill(region, "numbers", (Rows(name, 0, numbers),)))
         hand.plan.states[name] = State(region, "f32", (numbers,))  # to be read back
     packed = np.random.default_rng(0).integers(0, 256, 4 * sum(sizes.values()), np.uint8)
     script = """async ([planUrl, weightsUrl]) => {

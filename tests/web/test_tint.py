@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
+import itertools
 from dataclasses import replace
 
 import pytest
 
+from tests.kernels.test_products import AFTER, BEFORE, CHOICES
 from tests.web.browser import BrowserPage
+from wgllm.attention_shape import state_snippet
+from wgllm.fused_launches import store_snippet
 from wgllm.kv_types import KV_TYPES
-from wgllm.quant import QuantFormat, all_formats
+from wgllm.product_shape import Choice, Product, ShapeError, Target, shape
+from wgllm.quant import QuantFormat, all_formats, format_by_name
 from wgllm.wgsl import Constant, Source, compose
 
 Constants = dict[str, Constant]
 
 STATE: Constants = {"ROWS": 3, "KV_HEADS": 2, "HEAD_DIM": 64, "CELLS": 40}
 ATTENTION: Constants = {**STATE, "HEADS": 4, "SEEN": 32}
-PRODUCT: Constants = {"ROWS": 3, "INPUTS": 512, "OUTPUTS": 7, "OUT_WIDTH": 9, "OUT_FIRST": 2}
 SCALES = STATE["CELLS"] * STATE["HEAD_DIM"]
 
 # Constants that each kernel may have: one set for kernels that stand alone …
 PLAIN: dict[str, Constants] = {
     "argmax": {"ROWS": 3, "WIDTH": 65},
+    "attention_reduce": {"ROWS": 3, "HEADS": 4, "HEAD_DIM": 64, "SPLITS": 2},
     "cell_write": {"ROWS": 3, "CELLS": 40},
     "elementwise": {"COUNT": 65, "PARAMETER": 30.0, "WIDTH": 5},
-    "kv_write": STATE,
-    "kv_write_quantized": {**STATE, "SCALES": SCALES},
     "layer_norm": {"ROWS": 3, "WIDTH": 65, "EPS": 1e-5},
+    "norm_add": {"ROWS": 3, "WIDTH": 65, "EPS": 1e-6, "OFFSET": 1.0},
     "mask": {"ROWS": 3, "HEADS": 4, "CELLS": 40, "SEEN": 32, "WINDOW": 8},
     "rms_norm": {"ROWS": 3, "WIDTH": 65, "EPS": 1e-6, "OFFSET": 1.0},
     "rope": {"ROWS": 3, "HEADS": 4, "HEAD_DIM": 64, "DIM": 48, "INTERLEAVED": True},
@@ -36,11 +41,22 @@ PLAIN: dict[str, Constants] = {
 # … for those that read weights of any format, 3584 numbers of them, …
 OF_WEIGHTS: dict[str, Constants] = {
     "embed": {"ROWS": 3, "WIDTH": 512, "COUNT": 7, "FIRST": 7},
-    "matmul": PRODUCT,
-    "matvec": PRODUCT,
 }
-# … and for those that read KV state of any type.
+# … for those that read KV state of any type, …
 OF_STATE: dict[str, Constants] = {"attn_scores": ATTENTION, "attn_values": ATTENTION}
+# … and for those that read keys of one type and values of another.
+FUSED: Constants = {**ATTENTION, "SPLIT": 20, "SCALE": 0.125, "SOFTCAP": 30.0, "WINDOW": 8}
+OF_TWO_STATES: dict[str, Constants] = {
+    "attention_decode": {**FUSED, "HEADS_AT_ONCE": 2},
+    "attention_prefill": FUSED,
+}
+# … and for those that write it, of one type or of two.
+STORE: dict[str, Constants] = {
+    "kv_write": STATE,
+    "rope_write": {**STATE, "HEADS": 4, "DIM": 48, "INTERLEAVED": True},
+}
+# Products have shapes.
+OF_SHAPES = {choice.kernel for choice in CHOICES.values()}
 
 
 def plain(kernel: str) -> Source:
@@ -58,6 +74,21 @@ def of_state(kernel: str, kv_type: str) -> Source:
     return compose(f"kernels/{kernel}.wgsl", f"kv/{kv_type}.wgsl", constants=constants, host="tint")
 
 
+def of_shape(product: Product, choice: Choice) -> Source:
+    made = shape(product, Target(subgroup=4), choice)
+    layout = product.format.layout(product.parts * 7 * 512 // product.format.block_size)
+    norm = {"EPS": 1e-5, "OFFSET": 1.0} if product.before == "normed" else {}
+    constants = made.constants | layout.constants | {"OUT_WIDTH": 9, "OUT_FIRST": 2} | norm
+    return compose(*made.files, constants=constants, host="tint", features=made.features)
+
+
+def of_two_states(kernel: str, k_type: str, v_type: str) -> Source:
+    quantized = [name for name, t in (("K", k_type), ("V", v_type)) if t in ("q8_0", "q4_0")]
+    constants = OF_TWO_STATES[kernel] | {f"{name}_SCALES": SCALES for name in quantized}
+    snippets = state_snippet(k_type, "k"), state_snippet(v_type, "v")
+    return compose(f"kernels/{kernel}.wgsl", *snippets, constants=constants, host="tint")
+
+
 def assert_accepted(page: BrowserPage, *sources: Source) -> None:
     mistakes = page.mistakes(sources)
     assert not mistakes, "\n\n".join(mistakes)
@@ -66,7 +97,15 @@ def assert_accepted(page: BrowserPage, *sources: Source) -> None:
 def test_every_kernel_is_listed_here() -> None:
     files = importlib.resources.files("wgllm.shaders").joinpath("kernels").iterdir()
     kernels = {f.name.removesuffix(".wgsl") for f in files if f.name.endswith(".wgsl")}
-    assert kernels == PLAIN.keys() | OF_WEIGHTS.keys() | OF_STATE.keys()
+    assert (
+        kernels
+        == PLAIN.keys()
+        | OF_WEIGHTS.keys()
+        | OF_STATE.keys()
+        | OF_TWO_STATES.keys()
+        | STORE.keys()
+        | OF_SHAPES
+    )
 
 
 def test_kernels_that_stand_alone(browser_page: BrowserPage) -> None:
@@ -79,8 +118,51 @@ def test_kernels_with_every_format(browser_page: BrowserPage) -> None:
     )
 
 
+def test_products_with_every_format(browser_page: BrowserPage) -> None:
+    products = [Product(3, 512, 7, fmt) for fmt in all_formats()]
+    assert_accepted(browser_page, *(of_shape(p, c) for c in CHOICES.values() for p in products))
+
+
+def test_products_with_all_that_comes_before_and_after(browser_page: BrowserPage) -> None:
+    fmt = format_by_name("Q4_1")
+    products = [Product(3, 512, 7, fmt, before, after) for before in BEFORE for after in AFTER]
+    sources = []
+    for product, choice in itertools.product(products, CHOICES.values()):
+        with contextlib.suppress(ShapeError):
+            sources.append(of_shape(product, choice))
+    assert len(sources) > len(CHOICES) * len(products) / 2
+    assert_accepted(browser_page, *sources)
+
+
 def test_kernels_with_every_kv_type(browser_page: BrowserPage) -> None:
     assert_accepted(browser_page, *(of_state(kernel, kv_type) for kernel in OF_STATE for kv_type in KV_TYPES))
+
+
+def test_kernels_that_store(browser_page: BrowserPage) -> None:
+    sources = []
+    for kv_type, other in itertools.product(KV_TYPES, KV_TYPES):
+        constants = STORE["kv_write"] | ({"SCALES": SCALES} if kv_type.startswith("q") else {})
+        sources.append(
+            compose("kernels/kv_write.wgsl", f"kv_store/{kv_type}.wgsl", constants=constants, host="tint")
+        )
+        types = {"k": kv_type, "v": other}
+        scales = {f"{x.upper()}_SCALES": SCALES for x, t in types.items() if t.startswith("q")}
+        for heads, norm in (("plain", {}), ("normed", {"EPS": 1e-6})):
+            stores = [store_snippet(t, letter) for letter, t in types.items()]
+            constants = STORE["rope_write"] | scales | norm
+            files = ("kernels/rope_write.wgsl", f"heads/{heads}.wgsl", *stores)
+            sources.append(compose(*files, constants=constants, host="tint"))
+    assert_accepted(browser_page, *sources)
+
+
+def test_kernels_with_two_kv_types(browser_page: BrowserPage) -> None:
+    sources = (
+        of_two_states(kernel, k_type, v_type)
+        for kernel in OF_TWO_STATES
+        for k_type in KV_TYPES
+        for v_type in KV_TYPES
+    )
+    assert_accepted(browser_page, *sources)
 
 
 def test_features_are_enabled_as_tint_wants_them(browser_page: BrowserPage) -> None:

@@ -34,6 +34,8 @@ _DEFAULT_LIMITS = {
 }
 # Not OpenGL: it shows the same cards a second time, with fewer abilities.
 _INTERFACES = ("Vulkan", "Metal", "DX12")
+SUBGROUPS = "subgroup"
+"""wgpu's name of the feature."""
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
 _RANK = ("discrete", "integrated", "unknown", "software")
 # wgpu-native reports memory that ran out as an error of validation, in these words.
@@ -104,8 +106,10 @@ def choose(found: list[Adapter], wanted: str | None = None, *, software: bool = 
     if wanted is not None:
         matching = [a for a in found if wanted == str(a.index)]
         matching = matching or [a for a in found if wanted and wanted.lower() in a.name.lower()]
+        if not found:
+            raise NoGraphicsCard("no driver shows one")
         if not matching:
-            known = ", ".join(f"{a.index}: {a.name}" for a in found) or "there is none"
+            known = ", ".join(f"{a.index}: {a.name}" for a in found)
             raise UsageError(f"no graphics card {printable(wanted)!r} ({known})")
         return matching[0]
     usable = [a for a in found if software or a.kind != "software"]
@@ -113,7 +117,8 @@ def choose(found: list[Adapter], wanted: str | None = None, *, software: bool = 
         raise NoGraphicsCard(
             "only a software adapter, which is slower than NumPy" if found else "no driver shows one"
         )
-    return min(usable, key=lambda a: _RANK.index(a.kind))  # the first of equals
+    # The first of equals; but DirectX's older compiler, which wgpu takes unless told otherwise, refuses much.
+    return min(usable, key=lambda a: (_RANK.index(a.kind), a.interface == "D3D12"))
 
 
 class Call(NamedTuple):
@@ -161,6 +166,14 @@ class Device:
         with reported(f"can't open {adapter.name}"):
             handle = adapter.handle.request_device_sync(required_limits=limits, required_features=granted)
         return Device(adapter, dict(handle.limits), frozenset(granted), handle)
+
+    @property
+    def subgroup(self) -> int:
+        """The least number of invocations in a subgroup; 0 where shaders may not use them."""
+        if SUBGROUPS not in self.features:
+            return 0
+        info = self.adapter.handle.info  # wgpu-py 0.32 misspells the name
+        return int(info.get("subgroup_min_size") or info.get("stackgroup_min_size") or 0)
 
     def shader(self, source: Source) -> Any:
         """A compiled GPUShaderModule. Raises ShaderError with the place in the shader's file."""

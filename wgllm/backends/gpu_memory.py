@@ -25,12 +25,11 @@ class GpuMemory:
     def __init__(self, device: Device, plan: Plan) -> None:
         self.device = device
         self.buffers: list[Any] = []
+        self._staged = 0
         self._readback: Any = None
         try:
             for buffer in plan.buffers:
                 self.buffers.append(device.buffer(buffer.size, buffer.name))
-            # Memory that is not there may show only when it is used.
-            device.wait()
         except BaseException:
             self.close()
             raise
@@ -43,21 +42,15 @@ class GpuMemory:
     ) -> None:
         """Streams the weights to the device. ``progress`` gets the bytes that are there and their total."""
         total = sum(f.region.size for f in plan.fills)
-        done = waiting = 0
+        done = 0
         for fill in plan.fills:
             written = 0
             for at, piece in fill_pieces(fill, weights):
                 self.write(fill.region, piece, at)
                 written += piece.size
-                waiting += piece.size
-                if waiting >= _STAGING:
-                    waiting = 0
-                    self.device.submit([])
-                    self.device.wait()
                 if progress:
                     progress(done + written, total)
             done += fill.region.size
-        self.device.submit([])
         self.device.wait()
         if progress:
             progress(total, total)
@@ -67,6 +60,10 @@ class GpuMemory:
         assert at + data.nbytes <= region.size
         self.check()
         self.device.write(self.buffers[region.buffer], region.offset + at, np.ascontiguousarray(data))
+        self._staged += data.nbytes
+        if self._staged >= _STAGING:
+            self._staged = 0
+            self.device.wait()
 
     def copies(self, parts: Sequence[tuple[Region, int]]) -> list[Copy]:
         """Of the first bytes of regions, one after the other, to where ``collect`` reads them."""
@@ -96,9 +93,9 @@ class GpuMemory:
         if self._readback is None or self._readback.size < size:
             if self._readback is not None:
                 self._readback.destroy()
-            self._readback = self.device.buffer(
-                max(_SMALLEST_READBACK, 1 << (size - 1).bit_length()), "results", readback=True
-            )
+            roomy = max(_SMALLEST_READBACK, 1 << (size - 1).bit_length())
+            most = self.device.limits["max-buffer-size"]
+            self._readback = self.device.buffer(min(roomy, max(size, most)), "results", readback=True)
         return self._readback
 
     def close(self) -> None:

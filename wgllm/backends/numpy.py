@@ -80,6 +80,14 @@ def mul(a: Array, b: Array) -> Array:
     return a * b
 
 
+def concat(*x: Array) -> Array:
+    return np.concatenate(x, axis=-1)
+
+
+def columns(x: Array, *, start: int, stop: int) -> Array:
+    return x[..., start:stop]
+
+
 def reshape(x: Array, *, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape)  # a named size is -1 here: the program has put that in
 
@@ -345,6 +353,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "softmax": softmax,
     "add": add,
     "mul": mul,
+    "concat": concat,
+    "columns": columns,
     "reshape": reshape,
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,

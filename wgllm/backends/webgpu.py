@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +18,9 @@ from wgllm.backends.gpu_state import GpuState
 from wgllm.backends.kv_state import check_kv_types
 from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
-from wgllm.fuse import fuse
+from wgllm.fuse import PASSES
 from wgllm.graph import OUT_ROWS, ROWS, SLOTS, Graph
-from wgllm.lowering import PlanOptions, lower
+from wgllm.lowering import PlanOptions, lower, prepared
 from wgllm.ops import Dim
 from wgllm.plan import Dispatch, Limits, Part, Plan, PlanError, Region, Schedule, Width
 
@@ -36,15 +37,21 @@ _DTYPES = {"f32": np.float32, "i32": np.int32}
 class WebGpuExecutor:
     """Runs graphs on a graphics card, or on software that imitates one."""
 
-    fused_ops: frozenset[str] = frozenset()
+    fused_ops = frozenset(PASSES)
 
     def __init__(self, device: Device) -> None:
         self.device = device
 
+    def prepared(self, graph: Graph, options: LoadOptions) -> Graph:
+        """As it is planned and run."""
+        return prepared(graph, attention=options.fused_attention)
+
     def plan(self, graph: Graph, options: LoadOptions) -> Plan:
-        """Raises DeviceError for a graph that this device can't take, UsageError for a KV type that does not fit it."""
+        """Of a prepared graph. Raises DeviceError for one that this device can't take, UsageError for a KV type that
+        does not fit it."""
         check_kv_types(graph, options)
-        try:
+        software = self.device.adapter.kind == "software"
+        with self._refusing():
             return lower(
                 graph,
                 PlanOptions(
@@ -53,15 +60,29 @@ class WebGpuExecutor:
                     options.largest_step,
                     options.kv_type_of,
                     Limits.of(self.device.limits),
+                    software,
+                    # On cards shaders with subgroups have not been measured yet.
+                    self.device.subgroup if software else 0,
                 ),
             )
-        except PlanError as error:
-            raise DeviceError(f"{self.device.adapter.name}: {error}") from error
 
     def load(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> WebGpuProgram:
         """Raises DeviceError for what the device can't take, OutOfDeviceMemory when it has no room."""
-        graph = fuse(graph, self.fused_ops)
-        return WebGpuProgram(self.device, graph, self.plan(graph, options), weights, options)
+        graph = self.prepared(graph, options)
+        plan = self.plan(graph, options)
+        with self._refusing():  # what a schedule can't be is said before the weights are read
+            for rows in (1, plan.rows):
+                plan.schedule("body", rows, plan.cells)
+            for rows in {1, plan.out_rows} if any(n.part == "tail" for n in plan.nodes) else ():
+                plan.schedule("tail", rows)
+        return WebGpuProgram(self.device, graph, plan, weights, options)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except PlanError as error:
+            raise DeviceError(f"{self.device.adapter.name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,10 @@ class WebGpuProgram:
         self._calls: dict[Width, list[Call]] = {}
         self._pace = _FIRST_PACE
         self._weight_bytes = {t.name: weights[t.name].nbytes for t in graph.of_kind("weight")}
+        # A shader that a driver's compiler refuses is a reason to take another backend as long as nothing is loaded.
+        for part in dict.fromkeys(n.part for n in plan.nodes):
+            for dispatch in plan.schedule(part, 1, 1 if part == "body" else 0)[1]:
+                self._pipeline(dispatch.kernel)
         self._memory = GpuMemory(device, plan)
         try:
             self._state = GpuState(graph, options, plan, self._memory)
@@ -149,15 +174,19 @@ class WebGpuProgram:
         return _Stage(width, rows, dispatches, self._calls[width])
 
     def _call(self, dispatch: Dispatch) -> Call:
-        kernel = self.plan.kernels[dispatch.kernel]
-        pipeline = self._pipelines.get(dispatch.kernel)
-        if pipeline is None:
-            pipeline = self._pipelines[dispatch.kernel] = self.device.pipeline(kernel.source, kernel.entry)
+        pipeline = self._pipeline(dispatch.kernel)
         key = (dispatch.kernel, dispatch.bindings)
         if key not in self._bind_groups:
+            entry = self.plan.kernels[dispatch.kernel].entry
             bindings = [(self._memory.buffers[b], offset, size) for b, offset, size in dispatch.bindings]
-            self._bind_groups[key] = self.device.bind_group(pipeline, bindings, kernel.entry)
+            self._bind_groups[key] = self.device.bind_group(pipeline, bindings, entry)
         return Call(pipeline, self._bind_groups[key], dispatch.groups)
+
+    def _pipeline(self, index: int) -> object:
+        if index not in self._pipelines:
+            kernel = self.plan.kernels[index]
+            self._pipelines[index] = self.device.pipeline(kernel.source, kernel.entry)
+        return self._pipelines[index]
 
     def _replay(
         self,
@@ -277,8 +306,10 @@ class WebGpuProgram:
     def _products(self) -> Iterator[tuple[str, Dim]]:
         """The weights of all products, with the name of the row count of their input."""
         for node in self.graph.nodes:
-            if node.op == "matmul":
-                yield node.inputs[1], self.graph.tensors[node.inputs[0]].shape[0]
+            for name in node.inputs:
+                tensor = self.graph.tensors[name]
+                if node.op != "embed" and tensor.kind == "weight" and len(tensor.shape) == 2:
+                    yield name, self.graph.tensors[node.inputs[0]].shape[0]
 
     def truncate(self, slot: int, length: int) -> None:
         self._state.truncate(slot, length)

@@ -167,6 +167,7 @@ def _measure(engine: Engine, kind: str, n: int, repetitions: int, machine: _Mach
             rates.append(last.stats.prefill_rate if kind == "pp" else last.stats.decode_rate)
         machine.measure()
     rate = statistics.median(rates)
+    on_cpu = all(p.backend == "numpy" for p in engine.pipeline.programs)
     weight_bytes = sum(p.weight_bytes for p in engine.pipeline.programs)
     per_row, per_out_row = (
         sum(sizes) for sizes in zip(*(p.products for p in engine.pipeline.programs), strict=True)
@@ -183,8 +184,11 @@ def _measure(engine: Engine, kind: str, n: int, repetitions: int, machine: _Mach
         "tok_s_max": round(max(rates), 2),
         "repetitions": repetitions,
         "bytes_per_token": weight_bytes if kind == "tg" else prompt_bytes / n,
-        "bandwidth_share": round(weight_bytes * rate / machine.bandwidth, 4) if kind == "tg" else None,
-        "flops_share": round(flops_per_token * rate / machine.flops, 4) if kind == "pp" else None,
+        # Of the CPU's, which tell nothing of a graphics card.
+        "bandwidth_share": round(weight_bytes * rate / machine.bandwidth, 4)
+        if kind == "tg" and on_cpu
+        else None,
+        "flops_share": round(flops_per_token * rate / machine.flops, 4) if kind == "pp" and on_cpu else None,
         "gemv_bytes_s": round(machine.bandwidth),
         "gemm_flops": round(machine.flops),
     }

@@ -69,22 +69,25 @@ def check_command(model: str | None, report: str | None, device: str | None, as_
     found, problem = find_adapters()
     if not found:
         raise DeviceError(f"no graphics card: {problem}")
-    from wgllm.backends.device import Device, adapters, choose
+    from wgllm.backends.device import adapters, choose
     from wgllm.backends.webgpu import WebGpuExecutor
     from wgllm.check_report import Report
+    from wgllm.placement import open_device
 
     adapter = choose(adapters(), device, software=True)
-    opened = Device.open(adapter)
+    opened = open_device(adapter)
     say(f"checking {adapter}")
     made = Report(_facts(found, adapter, opened))
     executor = WebGpuExecutor(opened)
     try:
         _check_kernels(executor, made)
         if model is not None:
+            _write(made, report)  # a driver that breaks down would take it along
             _check_model(executor, model, made)
     finally:
         _progress("")
-    _tell(made, report, as_json)
+        _write(made, report)
+    _tell(made, as_json)
 
 
 def _facts(found: list[dict[str, Any]], adapter: Adapter, opened: Device) -> dict[str, Any]:
@@ -146,12 +149,15 @@ def _check_model(executor: WebGpuExecutor, name: str, report: Report) -> None:
             report.problems.append((name, str(error)))
 
 
-def _tell(report: Report, file: str | None, as_json: bool) -> None:
-    text = json.dumps(report.to_json())
+def _write(report: Report, file: str | None) -> None:
+    """What has been checked so far."""
     if file is not None:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+        Path(file).write_text(json.dumps(report.to_json()) + "\n", encoding="utf-8")
+
+
+def _tell(report: Report, as_json: bool) -> None:
     if as_json:
-        click.echo(text)
+        click.echo(json.dumps(report.to_json()))
     else:
         for line in report.summary.table():
             click.echo(line)

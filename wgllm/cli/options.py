@@ -89,9 +89,10 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
-        if match is None or not float(match[1]):
+        size = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+        if size == 0:
             self.fail(f"{printable(value)!r} is no size such as 500M or 1.5G", param, ctx)
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+        return size
 
 
 _NO_YARN = "YaRN is not part of this version; --rope-scaling linear is"
@@ -148,7 +149,7 @@ model_options = combined(
     click.option("--device", default=None, metavar="NAME|INDEX", help="The GPU to use, as `wgllm devices` lists them."),
     click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", type=_Layers(), default="auto",
                  show_default=True, metavar="N|all|auto",
-                 help="How many of the last layers the GPU computes; auto: as many as fit."),
+                 help="How many of the last layers the GPU computes, if there is one; auto: as many as fit."),
     click.option("--device-memory", type=_Bytes(), default=None, metavar="SIZE",
                  help="Use no more of the GPU's memory than this, as 500M or 6G."),
     click.option("--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,

@@ -174,23 +174,21 @@ def _request(
 ) -> _Request:
     from wgllm import models
     from wgllm.backends.base import LoadOptions
-    from wgllm.backends.webgpu import WebGpuExecutor
     from wgllm.cache import cell_counts
-    from wgllm.fuse import fuse
     from wgllm.llm import wanted_ctx_size
-    from wgllm.lowering import PlanOptions, widest_step
+    from wgllm.lowering import PlanOptions, prepared, widest_step
 
     built = models.build(file)
     ctx = wanted_ctx_size(built, ctx_size)
     for flag, n in (("--rows", rows), ("--pos", pos)):
         if n is not None and n > ctx:
             raise UsageError(f"{flag} {n} does not fit a context of {ctx} tokens (-c)")
-    graph = fuse(built.graph, WebGpuExecutor.fused_ops)
+    graph = prepared(built.graph)
     kv_type_of = LoadOptions({}, kv_types[0], kv_type_v=kv_types[1]).kv_type_of
 
     def options(step: int) -> PlanOptions:
         sizes = cell_counts(graph.windows, ctx, step, slots=1)
-        return PlanOptions(sizes, ctx, step, kv_type_of, limits, host)
+        return PlanOptions(sizes, ctx, step, kv_type_of, limits, host=host)
 
     step = rows or widest_step(graph, options(min(_STEP_ROWS, ctx)))
     return _Request(file.path.name, graph, options(step), kv_types, pos or ctx, where)

@@ -40,16 +40,17 @@ class Layout:
         """What the format's shader needs to know: ``PLANE_0``, ``PLANE_1``, …"""
         return {f"PLANE_{i}": offset for i, offset in enumerate(self.offsets)}
 
-    def pieces(self, blocks: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Bytes of the buffer and where they begin, of all ``blocks [n_blocks, type_size]``; the rest is zero.
+    def pieces(self, *parts: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Bytes of the buffer and where they begin; the rest of the buffer is zero.
 
-        Each piece is a multiple of 4 bytes and begins at one; together they take little more memory than one does.
+        ``parts``, each [n, type_size], are together the layout's blocks in order. Each piece is a multiple of 4 bytes
+        and begins at one; together they take little more memory than one does.
         """
-        if len(blocks) != self.n_blocks:
-            raise ValueError(f"{len(blocks)} blocks do not fit a layout of {self.n_blocks}")
-        step = max(16, _PIECE // blocks.shape[1] // 16 * 16)  # 16 blocks of any plane are whole words
-        for at in range(0, len(blocks), step):
-            chunk = blocks[at : at + step]
+        if (n := sum(map(len, parts))) != self.n_blocks:
+            raise ValueError(f"{n} blocks do not fit a layout of {self.n_blocks}")
+        step = max(16, _PIECE // parts[0].shape[1] // 16 * 16)  # 16 blocks of any plane are whole words
+        for at in range(0, n, step):
+            chunk = _slice(parts, at, at + step)
             for (start, stop), offset in zip(self.planes, self.offsets, strict=True):
                 width = stop - start
                 # As one wide element per block: NumPy copies those several times as fast as rows of a few bytes.
@@ -59,6 +60,17 @@ class Layout:
                 if plane.size % 4:
                     plane = np.pad(plane, (0, -plane.size % 4))
                 yield 4 * offset + at * width, plane
+
+
+def _slice(parts: Sequence[NDArray[np.uint8]], first: int, last: int) -> NDArray[np.uint8]:
+    """Rows ``first:last`` of the parts on top of each other; a copy only where they lie in more than one."""
+    found, start = [], 0
+    for part in parts:
+        inside = part[max(0, first - start) : max(0, last - start)]
+        if len(inside):
+            found.append(inside)
+        start += len(part)
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,6 @@
+// y = gelu_tanh(gate) · up.
+//!include "lib/two_parts.wgsl"
+
+fn combined(gate: f32, up: f32) -> f32 {
+    return safe_gelu_tanh(gate) * up;
+}

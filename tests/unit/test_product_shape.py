@@ -1,0 +1,153 @@
+"""Which kernel a product gets, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from wgllm.plan import Limits
+from wgllm.product_shape import (
+    After,
+    Before,
+    Choice,
+    Product,
+    ShapeError,
+    Target,
+    candidates,
+    default,
+    shape,
+    worth_fusing,
+)
+from wgllm.quant import format_by_name
+from wgllm.wgsl import compose
+
+Q4 = format_by_name("Q4_0")
+CARD, CARD_WITHOUT = Target(subgroup=32), Target()
+SOFTWARE, SOFTWARE_WITHOUT = Target(software=True, subgroup=8), Target(software=True)
+TARGETS = (CARD, CARD_WITHOUT, SOFTWARE, SOFTWARE_WITHOUT)
+
+
+@pytest.mark.parametrize(
+    ("target", "rows", "inputs", "outputs", "want"),
+    [
+        (CARD, 1, 576, 192, Choice("matvec_wide", 32, 1, 1, True)),
+        (CARD_WITHOUT, 3, 2048, 8192, Choice("matvec_wide", 64, 4, 4)),
+        (CARD, 8, 8192, 2048, Choice("matvec_wide", 128, 4, 2, True)),
+        (CARD, 9, 576, 1536, Choice("matmul", 64, 4, 32)),
+        (CARD, 256, 2048, 2048, Choice("matmul", 128, 8, 64)),
+        (SOFTWARE, 1, 576, 576, Choice("matmul_software", 16, 1, 4, True)),
+        (SOFTWARE, 5, 576, 49152, Choice("matmul_software", 64, 8, 4, True)),
+        (SOFTWARE_WITHOUT, 256, 576, 1536, Choice("matmul_software", 64, 4, 4)),
+    ],
+)
+def test_defaults(target: Target, rows: int, inputs: int, outputs: int, want: Choice) -> None:
+    assert default(Product(rows, inputs, outputs, Q4), target) == want
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_other_widths_than_whole_groups(target: Target) -> None:
+    odd = Product(1, 33, 7, format_by_name("F16"))
+    assert default(odd, target).kernel == "matvec"
+    assert {choice.kernel for choice in candidates(odd, target)} == {"matvec"}
+    assert not worth_fusing(odd, target)
+
+
+BEFORE: tuple[Before, ...] = ("plain", "normed")
+AFTER: tuple[After, ...] = ("plain", "biased", "added", "biased_added", "gated_silu", "gated_gelu_tanh")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("after", AFTER)
+def test_what_is_chosen_fits_the_default_limits(target: Target, before: Before, after: After) -> None:
+    for rows, inputs, outputs in itertools.product((1, 2, 7, 33, 300), (32, 576, 11008), (1, 257, 200000)):
+        product = Product(rows, inputs, outputs, Q4, before, after)
+        chosen = default(product, target)
+        assert chosen in candidates(product, target)
+        made = shape(product, target)
+        assert 1 <= made.groups <= 65535
+        assert made.memory <= 16384
+        assert made.entry == chosen.kernel
+        assert made.features == (("subgroups",) if chosen.subgroups else ())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_candidate_composes(target: Target) -> None:
+    product = Product(3, 64, 5, Q4, "normed", "gated_silu")
+    norm = {"EPS": 1e-5, "OUT_WIDTH": 5}
+    found = list(candidates(product, target))
+    assert len(set(found)) == len(found) > 3
+    for choice in found:
+        made = shape(product, target, choice)
+        constants = made.constants | Q4.layout(20).constants | norm
+        assert choice.kernel in compose(*made.files, constants=constants, features=made.features).name
+
+
+def test_bindings_follow_each_other() -> None:
+    assert Product(1, 32, 1, Q4).bindings == ("weights", "x", "y")
+    both = Product(1, 32, 1, Q4, "normed", "biased_added")
+    assert both.bindings == ("weights", "x", "y", "norm", "bias", "residual")
+    assert Product(1, 32, 1, Q4, "plain", "added").bindings == ("weights", "x", "y", "residual")
+
+
+def test_groups_cover_the_product() -> None:
+    product = Product(3, 64, 100, Q4)
+    for choice, groups in (
+        (Choice("matvec", 32), 3 * 4),
+        (Choice("matvec_wide", 32, 2, 8), 2 * 13),
+        (Choice("matmul", 64, 4, 32), 4),
+        (Choice("matmul_software", 16, 1, 2), 3 * 4),
+    ):
+        assert shape(product, Target(), choice).groups == groups
+    assert shape(Product(9, 64, 10**6, Q4), Target(), Choice("matvec_wide", 32, 1, 1)).groups == 65535
+
+
+def test_memory() -> None:
+    product = Product(3, 64, 100, Q4, "normed")
+    wide = Choice("matvec_wide", 64, 2, 4)
+    assert shape(product, Target(), wide).memory == 4 * 64 * 2 * 5 + 4 * 64
+    subgroups = Choice("matvec_wide", 64, 2, 4, True)
+    assert shape(product, CARD, subgroups).memory == 4 * 16 * 2 * 5 + 4 * 64
+    assert shape(Product(3, 64, 9, Q4), CARD, Choice("matmul", 128, 8, 64)).memory == 16384
+
+
+@pytest.mark.parametrize(
+    ("choice", "problem"),
+    [
+        (Choice("matvec", 48), "48 is no power of two"),
+        (Choice("matvec", 512), "a workgroup of 512"),
+        (Choice("matvec_wide", 64, 1, 16), "a tile of 1 rows and 16 outputs"),
+        (Choice("matvec_wide", 64, 8, 1), "a tile of 8 rows"),
+        (Choice("matvec_wide", 16, 4, 8), "32 sums for 16 invocations"),
+        (Choice("matvec_wide", 256, 4, 8), "32768 bytes of workgroup memory"),
+        (Choice("matvec_wide", 64, 1, 1, True), "no subgroups"),
+        (Choice("matmul", 64, 8, 32), "a tile of 32, 8 rows each"),
+        (Choice("matmul_software", 64, 1, 8), "1 rows and 8 outputs each"),
+    ],
+)
+def test_what_is_refused(choice: Choice, problem: str) -> None:
+    with pytest.raises(ShapeError, match=problem):
+        shape(Product(3, 64, 5, Q4), Target(), choice)
+
+
+def test_products_that_no_shape_has() -> None:
+    tile = Choice("matmul", 64, 4, 32)
+    with pytest.raises(ShapeError, match="normed rows"):
+        shape(Product(40, 64, 5, Q4, "normed"), CARD, tile)
+    with pytest.raises(ShapeError, match="gated_silu outputs"):
+        shape(Product(40, 64, 5, Q4, "plain", "gated_silu"), CARD, tile)
+    with pytest.raises(ShapeError, match="not multiples of 4"):
+        shape(Product(1, 33, 5, format_by_name("F32"), "normed"), CARD)
+    with pytest.raises(ShapeError, match="not multiples of 32"):
+        shape(Product(1, 48, 5, Q4), CARD)
+
+
+def test_smaller_limits_of_workgroups() -> None:
+    small = Target(Limits(workgroup_memory=8192, invocations=64))
+    assert shape(Product(256, 2048, 2048, Q4), small).memory == 8192
+
+
+def test_fusing_pays_for_few_rows_on_cards() -> None:
+    few, many = (Product(rows, 64, 64, Q4, "normed") for rows in (8, 9))
+    assert worth_fusing(few, CARD) and not worth_fusing(many, CARD)

@@ -1,0 +1,341 @@
+"""The shaders of fused operators, and of products.
+
+Where a kernel can't take all that is fused, a node is several dispatches. Matrices that are read together are stacked,
+so that a product of queries, keys and values is one dispatch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from wgllm.attention_shape import Attention, attention_shape, most_scratch
+from wgllm.graph import Graph, Node
+from wgllm.launches import Context, Launch, Shader, Stack, format_of, matrix, vectors
+from wgllm.plan import Region
+from wgllm.product_shape import After, Before, Product, shape, worth_fusing
+from wgllm.quant.state_words import state_layout
+from wgllm.wgsl import Constant, Renamed
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a product reads and makes."""
+
+    x: Region
+    inputs: int
+    y: Region
+    width: int
+    """Of y."""
+
+
+def _product(
+    c: Context,
+    stack: Stack,
+    rows: _Rows,
+    *,
+    first: int = 0,
+    before: Before = "plain",
+    after: After = "plain",
+    norm: Region | None = None,
+    constants: Mapping[str, Constant] | None = None,
+    bias: Region | None = None,
+    residual: Region | None = None,
+) -> Iterator[Launch]:
+    """Writes columns of y from ``first`` on; a dispatch for each shard of the stack. Without a gate the matrices of a
+    pair make columns side by side."""
+    fmt, shards = c.shards(stack)
+    side_by_side = stack.paired and not after.startswith("gated")
+    for shard in shards:
+        outputs = shard.count * (len(stack.tensors) if side_by_side else 1)
+        product = Product(c.width.rows, rows.inputs, outputs, fmt, before, after)
+        chosen = shape(product, c.places.target)
+        part = None
+        if bias is not None:
+            part = Region(bias.buffer, bias.offset + 4 * shard.first, _up16(4 * shard.count))
+        given = {
+            "weights": shard.region,
+            "x": rows.x,
+            "y": rows.y,
+            "norm": norm,
+            "bias": part,
+            "residual": residual,
+        }
+        bindings = [region for name in product.bindings if (region := given[name]) is not None]
+        yield Launch(
+            chosen.files,
+            chosen.entry,
+            {
+                **chosen.constants,
+                **shard.layout.constants,
+                **(constants or {}),
+                "OUT_WIDTH": rows.width,
+                "OUT_FIRST": first + shard.first,
+            },
+            bindings,
+            chosen.groups,
+            product.parts * c.width.rows * rows.inputs * outputs,
+            chosen.features,
+        )
+
+
+# matmul, matmul_add
+
+
+def _matmul(c: Context) -> Iterator[Launch]:
+    x, w = c.node.inputs[:2]
+    (out,) = c.node.outputs
+    rows = _Rows(c.region(x), c.shape(x)[1], c.region(out), c.shape(out)[1])
+    residual = c.region(c.node.inputs[2]) if c.node.op == "matmul_add" else None
+    yield from _product(
+        c, Stack((w,)), rows, after="plain" if residual is None else "added", residual=residual
+    )
+
+
+# norm_matmul
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Weights next to each other that one kernel reads: of one format, all of them with a bias or none."""
+
+    stack: Stack
+    biases: tuple[str, ...]
+    first: int
+    """The column of y at which it begins."""
+
+
+def _runs(graph: Graph, node: Node) -> Iterator[_Run]:
+    biased = node.attrs["biased"]
+    weights = node.inputs[2 : 2 + len(biased)]
+    biases = iter(node.inputs[2 + len(biased) :])
+    of_each = [(w, next(biases) if has_bias else None) for w, has_bias in zip(weights, biased, strict=True)]
+    first = 0
+    for _, group in groupby(of_each, key=lambda item: (graph.tensors[item[0]].dtype, item[1] is None)):
+        run = list(group)
+        stack = Stack(tuple(w for w, _ in run))
+        yield _Run(stack, tuple(b for _, b in run if b is not None), first)
+        first += sum(d for w, _ in run if isinstance(d := graph.tensors[w].shape[0], int))
+
+
+def _norm_matmul(c: Context) -> Iterator[Launch]:
+    x, norm = c.node.inputs[:2]
+    (out,) = c.node.outputs
+    fused = _takes_norm(c)
+    rows = _Rows(c.region(x), c.shape(x)[1], c.region(out), c.shape(out)[1])
+    if not fused:
+        normed = _normed(c)
+        yield _rms_norm(c, normed)
+        rows = _Rows(normed, rows.inputs, rows.y, rows.width)
+    for run in _runs(c.places.graph, c.node):
+        yield from _product(
+            c,
+            run.stack,
+            rows,
+            first=run.first,
+            before="normed" if fused else "plain",
+            after="biased" if run.biases else "plain",
+            norm=c.places.vector((norm,)) if fused else None,
+            constants=_norm_constants(c.node.attrs) if fused else None,
+            bias=c.places.vector(run.biases) if run.biases else None,
+        )
+
+
+def _takes_norm(c: Context) -> bool:
+    """Whether the product's kernel norms its rows itself, in this schedule."""
+    inputs = c.shape(c.node.inputs[0])[1]
+    outputs = c.shape(c.node.outputs[0])[1]
+    fmt = format_of(c.places.graph, c.node.inputs[2])
+    return worth_fusing(Product(c.width.rows, inputs, outputs, fmt, "normed"), c.places.target)
+
+
+def _normed(c: Context) -> Region:
+    """Where rows lie after their norm, when no kernel does both."""
+    return c.places.scratch(c.node, "normed")._replace(size=_up16(4 * c.numbers(c.node.inputs[0])))
+
+
+def _rms_norm(c: Context, out: Region) -> Launch:
+    x, norm = c.node.inputs[:2]
+    rows, width = c.shape(x)
+    constants = {"ROWS": rows, "WIDTH": width, **_norm_constants(c.node.attrs)}
+    bindings = [c.region(x), c.places.vector((norm,)), out]
+    return c.launch("rms_norm", constants, bindings, groups=rows, cost=4 * rows * width)
+
+
+def _norm_constants(attrs: Mapping[str, float]) -> dict[str, Constant]:
+    return {"EPS": float(attrs["eps"]), "OFFSET": float(attrs["offset"])}
+
+
+def _norm_matmul_scratch(c: Context) -> Mapping[str, int]:
+    # Kernels that take few rows with their norm do so in narrower schedules too.
+    return {} if _takes_norm(c) else {"normed": 4 * c.numbers(c.node.inputs[0])}
+
+
+# norm_gated
+
+
+def _norm_gated(c: Context) -> Iterator[Launch]:
+    x, norm, gate, up = c.node.inputs
+    (out,) = c.node.outputs
+    stack = Stack((gate, up), paired=True)
+    after: After = "gated_silu" if c.node.attrs["activation"] == "silu" else "gated_gelu_tanh"
+    rows = _Rows(c.region(x), c.shape(x)[1], c.region(out), c.shape(out)[1])
+    if _takes_norm(c):
+        constants = _norm_constants(c.node.attrs)
+        yield from _product(
+            c, stack, rows, before="normed", after=after, norm=c.places.vector((norm,)), constants=constants
+        )
+        return
+    normed = _normed(c)
+    yield _rms_norm(c, normed)
+    rows = _Rows(normed, rows.inputs, rows.y, rows.width)
+    if len(c.shards(stack)[1]) > 1 or c.shape(x)[1] % 32:
+        yield from _product(c, stack, rows, after=after)
+        return
+    # Tiled products have no gate: both parts side by side, and then together.
+    both = c.places.scratch(c.node, "both")._replace(size=_up16(8 * c.numbers(out)))
+    yield from _product(c, stack, _Rows(normed, rows.inputs, both, 2 * rows.width))
+    count = c.numbers(out)
+    yield c.launch(
+        "elementwise", {"COUNT": count, "WIDTH": rows.width}, [both, c.region(out)], work=count, entry=after
+    )
+
+
+def _norm_gated_scratch(c: Context) -> Mapping[str, int]:
+    return {
+        **_norm_matmul_scratch(c),
+        **({} if _takes_norm(c) else {"both": 8 * c.numbers(c.node.outputs[0])}),
+    }
+
+
+# norm_add, rope_write
+
+
+def _norm_add(c: Context) -> Iterator[Launch]:
+    *rows, width = c.shape(c.node.outputs[0])
+    constants = {"ROWS": math.prod(rows), "WIDTH": width, **_norm_constants(c.node.attrs)}
+    yield c.launch(
+        "norm_add", constants, c.regions(), groups=math.prod(rows), cost=5 * math.prod(rows) * width
+    )
+
+
+def _rope_write(c: Context) -> Iterator[Launch]:
+    qkv, k_state, v_state, pos, slot = c.node.inputs[:5]
+    (q, _, _), attrs = c.node.outputs, c.node.attrs
+    rows, heads, head_dim = c.shape(q)
+    _, kv_heads, cells, _ = c.state(k_state).shape
+    constants: dict[str, Constant] = {
+        "ROWS": rows,
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "HEAD_DIM": head_dim,
+        "DIM": attrs["dim"],
+        "INTERLEAVED": attrs["interleaved"],
+        "CELLS": cells,
+    }
+    bindings = [*map(c.region, (qkv, k_state, v_state, pos, slot)), c.places.table(c.node), c.region(q)]
+    how = "plain"
+    if attrs["norm"] is not None:
+        how = "normed"
+        constants |= _norm_constants(attrs["norm"])
+        bindings.append(c.places.vector(c.node.inputs[5:7]))
+    stores = []
+    for letter, state in (("k", c.state(k_state)), ("v", c.state(v_state))):
+        stores.append(store_snippet(state.kv_type, letter))
+        layout = state_layout(state.kv_type, math.prod(state.shape[:-1]), head_dim)
+        if layout.scales_per_cell:
+            constants[f"{letter.upper()}_SCALES"] = layout.scales
+    all_heads = rows * (heads + 2 * kv_heads)
+    files: tuple[str | Renamed, ...] = ("kernels/rope_write.wgsl", f"heads/{how}.wgsl", *stores)
+    yield Launch(
+        files,
+        "rope_write",
+        constants,
+        bindings,
+        all_heads,
+        4 * all_heads * head_dim,
+    )
+
+
+def store_snippet(kv_type: str, letter: str) -> Renamed:
+    """What stores a cell of a state of ``kv_type``, its names with ``letter`` before them."""
+    names = ("state", "store_cell", "store_blocks", "store_block")
+    words = tuple((name, f"{letter}_{name}") for name in names)
+    return Renamed(f"kv_store/{kv_type}.wgsl", (*words, ("SCALES", f"{letter.upper()}_SCALES")))
+
+
+def _head_norms(graph: Graph, node: Node) -> Sequence[tuple[str, ...]]:
+    return [] if node.attrs["norm"] is None else [node.inputs[5:7]]
+
+
+# attention
+
+
+def _of_node(c: Context) -> Attention:
+    q, k, v, _, _, _ = c.node.inputs
+    rows, heads, head_dim = c.shape(q)
+    kept = c.state(k)
+    slots, kv_heads, cells, _ = kept.shape
+    attrs = c.node.attrs
+    return Attention(
+        rows, heads, kv_heads, head_dim, slots, cells, min(cells, c.width.cells), kept.kv_type, c.state(v).kv_type,
+        float(attrs["scale"]), attrs["softcap"], attrs["window"],
+    )  # fmt: skip
+
+
+def _attention(c: Context) -> Iterator[Launch]:
+    node = _of_node(c)
+    chosen = attention_shape(node, c.places.limits, software=c.places.target.software)
+    bindings = c.regions()
+    y = bindings.pop()
+    partial = y
+    if chosen.reduce is not None:
+        partial = c.places.scratch(c.node, "splits")._replace(size=_up16(4 * chosen.scratch))
+    cost = 2 * node.rows * node.heads * node.seen * node.head_dim
+    files: tuple[str | Renamed, ...] = (f"kernels/{chosen.kernel}.wgsl", *chosen.snippets)
+    yield Launch(files, chosen.kernel, chosen.constants, [*bindings, partial], chosen.groups, cost)
+    if chosen.reduce is not None:
+        numbers = node.rows * node.heads * node.head_dim
+        yield c.launch(
+            "attention_reduce",
+            chosen.reduce.constants,
+            [partial, y],
+            groups=chosen.reduce.groups,
+            cost=numbers,
+        )
+
+
+def _attention_scratch(c: Context) -> Mapping[str, int]:
+    numbers = most_scratch(_of_node(c), c.places.limits, software=c.places.target.software)
+    return {"splits": 4 * numbers} if numbers else {}
+
+
+def _up16(n: int) -> int:
+    return -(-n // 16) * 16
+
+
+FUSED: Mapping[str, Shader] = {
+    "matmul": Shader(_matmul, matrix(1)),
+    "matmul_add": Shader(_matmul, matrix(1)),
+    "norm_matmul": Shader(
+        _norm_matmul,
+        lambda graph, node: [run.stack for run in _runs(graph, node)],
+        lambda graph, node: [
+            node.inputs[1:2],
+            *(run.biases for run in _runs(graph, node) if run.biases),
+        ],
+        _norm_matmul_scratch,
+    ),
+    "norm_gated": Shader(
+        _norm_gated,
+        lambda graph, node: [Stack(node.inputs[2:4], paired=True)],
+        lambda graph, node: [node.inputs[1:2]],
+        _norm_gated_scratch,
+    ),
+    "norm_add": Shader(_norm_add, vectors=vectors),
+    "rope_write": Shader(_rope_write, vectors=_head_norms),
+    "attention": Shader(_attention, scratch=_attention_scratch),
+}
+"""By operator."""
