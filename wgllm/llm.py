@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from wgllm.errors import PromptCacheError, UsageError
 from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import ModelFile
 from wgllm.graph import Graph
-from wgllm.placement import Wish, find_device, place
+from wgllm.placement import Wish, look_for_device, place
 from wgllm.rope_options import rope_overrides
 from wgllm.sampling import SamplingOptions, SamplingParams
 from wgllm.tokenizer import Tokenizer, tokenizer_from_model
@@ -127,14 +126,12 @@ def load(
 
 
 def _load(file: ModelFile, options: LoadOptions, wish: Wish) -> Llm:
-    # Drivers take their time: the vocabulary is read meanwhile.
-    with ThreadPoolExecutor(1) as pool:
-        device = pool.submit(find_device, wish)
-        built = models.build(file)
-        tokenizer = tokenizer_from_model(file)
-        if tokenizer.vocab_size > built.config.vocab_size:
-            raise UsageError("the tokenizer knows more tokens than the model")
-        found = device.result()
+    device = look_for_device(wish)
+    built = models.build(file)
+    tokenizer = tokenizer_from_model(file)
+    if tokenizer.vocab_size > built.config.vocab_size:
+        raise UsageError("the tokenizer knows more tokens than the model")
+    found = device()
 
     def numpy_size() -> tuple[int, int]:
         rows = wish.step_rows or largest_step(built.graph)

@@ -7,6 +7,8 @@ is tried again with a smaller context, if none was asked for, then with fewer la
 from __future__ import annotations
 
 import math
+import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -36,6 +38,8 @@ _STEP_ROWS = 256
 _STEP_ROWS_SOFTWARE = 32
 # Multiplications in a dispatch; a slow integrated card makes some 1e11 a second.
 _LARGEST_DISPATCH = 2e10
+# Seconds; opening a device takes some drivers one or two.
+_PATIENCE = 30.0
 # A context is not made smaller than this to keep layers on the card.
 _LEAST_CTX = 2048
 # After memory ran out, this share of what was too much is tried.
@@ -56,6 +60,11 @@ class Wish:
     ctx_size: int | None = None
     """None: at most ``ctx`` positions, fewer where memory is short."""
     step_rows: int | None = None
+
+    @property
+    def forced(self) -> bool:
+        """Whether nothing but WebGPU will do."""
+        return self.backend == "webgpu" or self.device is not None
 
 
 @dataclass(frozen=True)
@@ -78,16 +87,45 @@ class _Share:
     layers: int
 
 
+def look_for_device(wish: Wish) -> Callable[[], tuple[Device | None, str]]:
+    """Begins to look; what is returned waits for what ``find_device`` finds, and raises what it raises.
+
+    Drivers take their time, and a broken one may never answer: nobody waits for it longer than a while.
+    """
+    results: queue.Queue[tuple[Device | None, str] | BaseException] = queue.Queue(1)
+
+    def look() -> None:
+        try:
+            results.put(find_device(wish))
+        except BaseException as error:
+            results.put(error)
+
+    threading.Thread(target=look, name="graphics drivers", daemon=True).start()
+
+    def wait() -> tuple[Device | None, str]:
+        try:
+            found = results.get(timeout=_PATIENCE)
+        except queue.Empty:
+            reason = f"the graphics drivers did not answer within {_PATIENCE:.0f} s"
+            if wish.forced:
+                raise DeviceError(reason) from None
+            return None, reason
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return wait
+
+
 def find_device(wish: Wish) -> tuple[Device | None, str]:
     """The device to use, or None for NumPy; and why. Raises DeviceError when one that was asked for can't be used."""
     if wish.backend == "numpy" or wish.layers == 0:
         return None, "as asked"
-    forced = wish.backend == "webgpu" or wish.device is not None
     try:
-        adapter = choose(adapters(), wish.device, software=forced)
+        adapter = choose(adapters(), wish.device, software=wish.forced)
         return open_device(adapter), ""
     except DeviceError as error:
-        if forced:
+        if wish.forced:
             raise
         return None, error.reason if isinstance(error, NoGraphicsCard) else str(error)
 
@@ -119,7 +157,7 @@ def place(
         try:
             return _Placing(graph, weights, options, wish, found).run(ctx)
         except DeviceError as error:
-            if wish.backend == "webgpu" or wish.device is not None or wish.layers is not None:
+            if wish.forced or wish.layers is not None:
                 raise
             reason = str(error)
     ctx, rows = numpy_size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -22,7 +23,7 @@ from wgllm.errors import DeviceError, UsageError
 from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import TensorView
 from wgllm.graph import Graph
-from wgllm.placement import Placement, Wish, find_device, place
+from wgllm.placement import Placement, Wish, find_device, look_for_device, place
 from wgllm.plan import Plan
 
 LIMITS = {
@@ -178,6 +179,24 @@ def test_a_driver_that_fails_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) ->
     assert find_device(Wish()) == (None, "can't open card 0: it is on fire")
     with pytest.raises(DeviceError, match="on fire"):
         find_device(Wish("webgpu"))
+
+
+def test_drivers_that_do_not_answer_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(placement, "_PATIENCE", 0.05)
+    monkeypatch.setattr(placement, "find_device", lambda wish: answer.wait(60))
+    assert look_for_device(Wish())() == (None, "the graphics drivers did not answer within 0 s")
+    with pytest.raises(DeviceError, match="did not answer"):
+        look_for_device(Wish("webgpu"))()
+    answer.set()
+
+
+def test_what_is_found_and_what_fails_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters_are(monkeypatch, "discrete")
+    device, reason = look_for_device(Wish())()
+    assert device is not None and device.adapter.name == "card 0" and not reason
+    with pytest.raises(UsageError, match="no graphics card 'x'"):
+        look_for_device(Wish(device="x"))()
 
 
 def test_the_reason_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
