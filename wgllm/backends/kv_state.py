@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -119,6 +120,29 @@ class KvState(abc.ABC):
         if tensor.dtype == "i32":
             return np.int32
         return np.float16 if self.options.kv_type_of(tensor.name) == "f16" else np.float32
+
+
+S = TypeVar("S", bound=KvState)
+
+
+class KeepsState(Generic[S]):
+    """What a program hands on to its state."""
+
+    _state: S
+
+    def truncate(self, slot: int, length: int) -> None:
+        self._state.truncate(slot, length)
+
+    def wipe(self, slot: int) -> None:
+        self._state.wipe(slot)
+
+    def save_state(self, slot: int) -> dict[str, StateArray]:
+        return self._state.save(slot)
+
+    def load_state(
+        self, slot: int, arrays: Mapping[str, StateArray], length: int, lost: Mapping[str, int]
+    ) -> None:
+        self._state.load(slot, arrays, length, lost)
 
 
 def check_kv_types(graph: Graph, options: LoadOptions) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from wgllm.backends import numpy as kernels
-from wgllm.backends.base import Array, Ints, LoadOptions, StateArray, Trace
+from wgllm.backends.base import Array, Ints, LoadOptions, Trace
 from wgllm.backends.blas_threads import BlasThreads
+from wgllm.backends.kv_state import KeepsState
 from wgllm.backends.numpy_state import NumpyState
 from wgllm.backends.numpy_weights import Matrix, Workers, available_memory, cpu_count, make_dense
 from wgllm.formats.model_file import TensorView
@@ -44,7 +45,7 @@ class _Bound:
     """Temporaries that nothing reads after this node."""
 
 
-class NumpyProgram:
+class NumpyProgram(KeepsState[NumpyState]):
     backend = "numpy"
 
     def __init__(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> None:
@@ -191,20 +192,6 @@ class NumpyProgram:
             if node.op in ("matmul", "matmul_concat"):
                 matrix = self._stacks.get(node.outputs[0]) or self._constants[node.inputs[1]]
                 yield matrix, self.graph.tensors[node.inputs[0]].shape[0]
-
-    def truncate(self, slot: int, length: int) -> None:
-        self._state.truncate(slot, length)
-
-    def wipe(self, slot: int) -> None:
-        self._state.wipe(slot)
-
-    def save_state(self, slot: int) -> dict[str, StateArray]:
-        return self._state.save(slot)
-
-    def load_state(
-        self, slot: int, arrays: Mapping[str, StateArray], length: int, lost: Mapping[str, int]
-    ) -> None:
-        self._state.load(slot, arrays, length, lost)
 
     def _pause(self) -> None:
         """Within a long node: gives the step up when it was interrupted."""

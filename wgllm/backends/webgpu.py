@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wgllm.backends.base import Array, Ints, LoadOptions, StateArray, Trace
+from wgllm.backends.base import Array, Ints, LoadOptions, Trace
 from wgllm.backends.device import Call, Copy, Device
 from wgllm.backends.fills import Bytes
 from wgllm.backends.gpu_memory import GpuMemory
 from wgllm.backends.gpu_state import GpuState
-from wgllm.backends.kv_state import check_kv_types
+from wgllm.backends.kv_state import KeepsState, check_kv_types
 from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
 from wgllm.fuse import PASSES
@@ -96,7 +96,7 @@ class _Stage:
     calls: Sequence[Call]
 
 
-class WebGpuProgram:
+class WebGpuProgram(KeepsState[GpuState]):
     backend = "webgpu"
 
     def __init__(
@@ -310,20 +310,6 @@ class WebGpuProgram:
                 tensor = self.graph.tensors[name]
                 if node.op != "embed" and tensor.kind == "weight" and len(tensor.shape) == 2:
                     yield name, self.graph.tensors[node.inputs[0]].shape[0]
-
-    def truncate(self, slot: int, length: int) -> None:
-        self._state.truncate(slot, length)
-
-    def wipe(self, slot: int) -> None:
-        self._state.wipe(slot)
-
-    def save_state(self, slot: int) -> dict[str, StateArray]:
-        return self._state.save(slot)
-
-    def load_state(
-        self, slot: int, arrays: Mapping[str, StateArray], length: int, lost: Mapping[str, int]
-    ) -> None:
-        self._state.load(slot, arrays, length, lost)
 
     def close(self) -> None:
         self._calls.clear()
