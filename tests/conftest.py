@@ -130,3 +130,4 @@ def _no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WGLLM_DEBUG", "WGLLM_FUSE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WGLLM_BACKEND", "numpy")
+    monkeypatch.setenv("WGLLM_TUNE", "0")

@@ -1,8 +1,12 @@
 """Switches of the environment, all in one place.
 
 ``WGLLM_DEBUG=1``: tracebacks.
+``WGLLM_DEBUG=2``: also, when a model that WebGPU runs is closed, the time of each kernel; see
+``wgllm.backends.profile``.
 ``WGLLM_BACKEND=numpy`` (or ``webgpu``): what the backend ``auto`` means.
 ``WGLLM_LIMITS=least``: a graphics card's limits are those that every WebGPU device has.
+``WGLLM_AHEAD=0``: each token is chosen on the host, and waited for before the next step is submitted.
+``WGLLM_TUNE=0``: shaders are not measured, and what was measured is not used, as with ``--no-tune``.
 ``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
 """
 
@@ -24,6 +28,14 @@ def backend() -> str:
 
 def least_limits() -> bool:
     return os.environ.get("WGLLM_LIMITS") == "least"
+
+
+def runs_ahead() -> bool:
+    return os.environ.get("WGLLM_AHEAD") != "0"
+
+
+def tunes() -> bool:
+    return os.environ.get("WGLLM_TUNE") != "0"
 
 
 def fusion_off() -> frozenset[str] | None:

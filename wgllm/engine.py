@@ -6,16 +6,18 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 
+from wgllm import debug
 from wgllm.backends.base import Array, StateArray, Step
 from wgllm.backends.segments import Pipeline, numeric_error
 from wgllm.cache import KVCache, SlotState
 from wgllm.errors import Cancelled, NumericError, UsageError
+from wgllm.run_ahead import RunAhead
 from wgllm.sampling import Sampler, SamplingParams, fresh_seed, log_probabilities
 from wgllm.tokenizer import IncrementalDecoder, StopScanner, Tokenizer
 
@@ -183,6 +185,8 @@ class _Active:
         )
         self.stats = Stats(prompt_tokens=len(request.tokens), seed=self.seed)
         self.begun = False
+        self.on_device = None if request.logprobs or not debug.runs_ahead() else self.sampler.on_device()
+        self.ahead: RunAhead | None = None
 
 
 class Engine:
@@ -274,6 +278,8 @@ class Engine:
 
     def save_state(self) -> tuple[SlotState, list[dict[str, StateArray]]]:
         """A copy of what the cache holds, and the arrays of each program."""
+        for active in self._queue:
+            self._end_ahead(active)
         return self.cache.state(0), self.pipeline.save_state(0)
 
     def load_state(self, state: SlotState, arrays: Sequence[Mapping[str, StateArray]]) -> None:
@@ -315,12 +321,8 @@ class Engine:
         if not active.begun:
             active.begun = True
             self._reuse_prefix(active)
-        last_chunk = len(active.pending) <= self.largest_step
-        chunk = active.pending[: self.largest_step]
-        logits = self._run(chunk, [len(chunk) - 1] if last_chunk else [], active.number)
-        del active.pending[: len(chunk)]
         generated = active.stats.generated_tokens
-        events = self._next_token(active, logits[0]) if last_chunk else []
+        events = self._step_ahead(active) if self._goes_ahead(active) else self._step_alone(active)
         spent = time.perf_counter() - now
         if generated == 0:
             active.stats = replace(active.stats, prefill_seconds=active.stats.prefill_seconds + spent)
@@ -329,6 +331,60 @@ class Engine:
         if events and events[-1].finish is not None:
             events[-1] = replace(events[-1], stats=self._final_stats(active))
         return events
+
+    def _step_alone(self, active: _Active) -> list[Event]:
+        """A step whose logits, if it is the prompt's last, are waited for."""
+        self._end_ahead(active)
+        last_chunk = len(active.pending) <= self.largest_step
+        chunk = active.pending[: self.largest_step]
+        logits = self._run(chunk, [len(chunk) - 1] if last_chunk else [], active.number)
+        del active.pending[: len(chunk)]
+        if not last_chunk:
+            return []
+        if active.request.max_tokens == 0:
+            return [self._finish(active, FinishReason.LENGTH)]
+        return self._take(active, active.sampler.sample(logits[0]), logits[0])
+
+    def _goes_ahead(self, active: _Active) -> bool:
+        """Whether the device chooses the next token: not the first, for which the prompt's step runs alone."""
+        return (
+            active.on_device is not None
+            and active.stats.generated_tokens > 0
+            and len(active.pending) == 1
+            and (active.ahead is not None or self.pipeline.steps_ahead() is not None)
+        )
+
+    def _step_ahead(self, active: _Active) -> list[Event]:
+        request = active.request
+        if active.ahead is None:
+            steps = self.pipeline.steps_ahead()
+            assert steps is not None and active.on_device is not None
+            (token,) = active.pending
+            active.ahead = RunAhead(steps, self.cache, active.on_device, active.sampler.step, token)
+        most = self.ctx_size - self.cache.length(0)
+        if request.max_tokens is not None:
+            most = min(most, request.max_tokens - active.stats.generated_tokens)
+        chosen = active.ahead.next(most, self._interrupt(active.number))
+        if chosen is None:
+            self._end_ahead(active)
+            self._fail(Step.of(active.pending, self.cache.length(0), out_rows=[0]))
+        active.pending.clear()
+        active.sampler.step += 1
+        return self._take(active, chosen)
+
+    def _end_ahead(self, active: _Active) -> None:
+        """What ran ahead of the last token was for nothing."""
+        if active.ahead is not None:
+            active.ahead.end()
+            active.ahead = None
+            self._drop_partial_step()
+
+    def _interrupt(self, number: int | None) -> Callable[[], None]:
+        def interrupt() -> None:
+            if number in self._cancelled:
+                raise Cancelled
+
+        return interrupt
 
     def _reuse_prefix(self, active: _Active) -> None:
         """Keeps what the cache holds of the prompt; at least its last token is read, for its logits."""
@@ -341,21 +397,16 @@ class Engine:
 
     def _run(self, tokens: Sequence[int], out_rows: Sequence[int], number: int | None = None) -> Array:
         """One step of slot 0. On any failure the slot is as it was before; after a NaN it is empty."""
-
-        def interrupt() -> None:
-            if number in self._cancelled:
-                raise Cancelled
-
         self.cache.begin(0, len(tokens))
         start = self.cache.length(0)
         step = Step.of(tokens, start, out_rows=out_rows)
         try:
-            logits = self.pipeline.run(step, interrupt=interrupt if number is not None else None)
+            logits = self.pipeline.run(
+                step, interrupt=self._interrupt(number) if number is not None else None
+            )
             if not np.isfinite(logits).all():
-                raise numeric_error(self.pipeline.first_bad_node(step))
+                self._fail(step)
         except NumericError:
-            self._truncate(0)
-            self.pipeline.wipe(0)
             raise
         except BaseException:
             self._drop_partial_step()
@@ -364,6 +415,14 @@ class Engine:
         if start == self._aligned and len(tokens) == self.largest_step:
             self._aligned += len(tokens)
         return logits
+
+    def _fail(self, step: Step) -> NoReturn:
+        """The logits of ``step`` held a NaN or an infinity: the slot is emptied, and the error raised."""
+        try:
+            raise numeric_error(self.pipeline.first_bad_node(step))
+        finally:
+            self._truncate(0)
+            self.pipeline.wipe(0)
 
     def _drop_partial_step(self) -> None:
         self._truncate(self.cache.length(0))
@@ -383,16 +442,15 @@ class Engine:
         dropped = (len(held) - keep) // 2
         if dropped <= 0:
             return False
+        self._end_ahead(active)
         rest = [*held[:keep], *held[keep + dropped :], *active.pending]
         active.pending = rest[self._truncate(keep) :]
         active.stats = replace(active.stats, context_shifts=active.stats.context_shifts + 1)
         return True
 
-    def _next_token(self, active: _Active, logits: Array) -> list[Event]:
+    def _take(self, active: _Active, token: int, logits: Array | None = None) -> list[Event]:
+        """What follows from the token that was chosen; ``logits`` are there where they were asked for."""
         request, stats = active.request, active.stats
-        if request.max_tokens is not None and request.max_tokens <= stats.generated_tokens:
-            return [self._finish(active, FinishReason.LENGTH)]
-        token = active.sampler.sample(logits)
         if token in self.tokenizer.eog_ids and not request.ignore_eos:
             text = self.tokenizer.token_text(token) if request.special else ""
             return [self._finish(active, FinishReason.STOP, text)]
@@ -404,6 +462,7 @@ class Engine:
         text, stopped = active.scanner.push(piece)
         events = [Event(active.number, text, token)]
         if request.logprobs:
+            assert logits is not None
             known = log_probabilities(logits, token, request.logprobs)
             events = [replace(events[0], logprob=known.logprob, top_logprobs=known.top)]
         active.pending.append(token)
@@ -427,6 +486,7 @@ class Engine:
         return Event(active.number, text, None, reason, self._final_stats(active), stopped_by=found)
 
     def _retire(self, active: _Active) -> None:
+        self._end_ahead(active)
         self._queue.remove(active)
         self._live.discard(active.number)
         self._cancelled.discard(active.number)

@@ -76,8 +76,9 @@ def _product(
             },
             bindings,
             chosen.groups,
-            product.parts * c.width.rows * rows.inputs * outputs,
+            product.multiplications,
             chosen.features,
+            product,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from wgllm.graph import Graph, Node
 from wgllm.plan import Limits, Region, State, Width
-from wgllm.product_shape import Target
+from wgllm.product_shape import Product, Target
 from wgllm.quant import QuantFormat, format_by_name
 from wgllm.quant.packing import Layout
 from wgllm.quant.state_words import state_layout
@@ -52,6 +52,8 @@ class Launch:
     cost: int
     features: tuple[str, ...] = ()
     """Of WGSL."""
+    product: Product | None = None
+    """What it computes, if there are several kernels for that."""
 
 
 class Places(Protocol):

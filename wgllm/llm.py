@@ -59,6 +59,7 @@ def load(
     threads: int | None = None,
     batch_size: int | None = None,
     flash_attention: bool = True,
+    tune: bool = True,
     rope_scaling: str | None = None,
     rope_scale: float | None = None,
     rope_freq_base: float | None = None,
@@ -80,13 +81,14 @@ def load(
     cache rounds; None is f32, and ``kv_type_v`` says it for the values alone. ``memory`` bounds the bytes of float32
     weights; what does not fit is dequantized as it is used. ``threads`` bounds those that read weights and compute.
     ``batch_size`` is the most tokens of a prompt that are read in one step; None takes what keeps a step short. Without
-    ``flash_attention`` all scores of attention are made at once.
+    ``flash_attention`` all scores of attention are made at once. With ``tune`` it is measured once, in about 2 s, which
+    shaders are fastest on a graphics card, and kept in the cache directory; without, what was measured is not used.
 
     ``rope_scaling`` (none, linear), ``rope_scale`` (the context grows by this factor) and ``rope_freq_base`` change how
     positions are encoded; ``overrides`` replace any of the file's metadata. ``chat_template`` is the name of a built-in
     template or the text of one (``chat_template_name`` is what errors call it), and each rendering gets
     ``chat_template_kwargs``. With ``offline`` nothing is downloaded. ``progress`` is called with the bytes of weights
-    read and their total; ``download_progress`` is told of a download in place of standard error.
+    read and their total; ``download_progress`` is told of a download, and of tuning, in place of standard error.
 
     Raises a ``WgllmError`` whose text is one line: model not found, bad file, unknown backend …
     """
@@ -99,9 +101,16 @@ def load(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"steps of {batch_size} tokens make no sense")
     wish = Wish(
-        backend, None if device is None else str(device), gpu_layers, device_memory, ctx_size, batch_size
+        backend,
+        None if device is None else str(device),
+        gpu_layers,
+        device_memory,
+        ctx_size,
+        batch_size,
+        tune,
     )
     from wgllm.hub import resolve
+    from wgllm.hub_progress import stderr_progress
 
     template = None if chat_template is None else template_source(chat_template)
     if template != chat_template:
@@ -115,7 +124,8 @@ def load(
     file = open_gguf(path, overrides)
     try:
         file.override(rope_overrides(file.architecture, rope_scaling, rope_scale, rope_freq_base))
-        llm = _load(file, options, wish)
+        told = download_progress or stderr_progress()
+        llm = _load(file, options, wish, told.message)
         llm.template_kwargs = dict(chat_template_kwargs or {})
         if template is not None:
             llm.use_template(template, chat_template_name)
@@ -125,7 +135,9 @@ def load(
         raise
 
 
-def _load(file: ModelFile, options: LoadOptions, wish: Wish) -> Llm:
+def _load(
+    file: ModelFile, options: LoadOptions, wish: Wish, tell: Callable[[str], None] = lambda message: None
+) -> Llm:
     device = look_for_device(wish)
     built = models.build(file)
     tokenizer = tokenizer_from_model(file)
@@ -138,7 +150,7 @@ def _load(file: ModelFile, options: LoadOptions, wish: Wish) -> Llm:
         return choose_ctx_size(built, wish.ctx_size, rows), rows
 
     ctx = wanted_ctx_size(built, wish.ctx_size)
-    placed = place(built.graph, file.tensors, options, wish, found, ctx, numpy_size)
+    placed = place(built.graph, file.tensors, options, wish, found, ctx, numpy_size, tell)
     engine = Engine(
         placed.pipeline,
         KVCache(built.graph.windows, placed.sizes, placed.ctx_size),

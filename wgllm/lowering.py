@@ -31,14 +31,17 @@ from wgllm.plan import (
     Region,
     Role,
     Rows,
+    Sampling,
     Schedule,
     State,
     Value,
     Width,
     in_bytes,
 )
-from wgllm.product_shape import Target
+from wgllm.product_shape import Choice, Product, Target
 from wgllm.quant.state_words import state_layout
+from wgllm.sampler_words import REQUEST_WORDS
+from wgllm.sampling_launches import SamplingPlaces, sampling_launches, scratch_sizes
 from wgllm.wgsl import Host, compose
 
 # Weights share buffers of about this size: small enough that memory in pieces will do.
@@ -75,6 +78,8 @@ class PlanOptions:
     """Whether the device is software that imitates one: it wants other shaders."""
     subgroup: int = 0
     """The least number of invocations in a subgroup; 0 where shaders may not use them."""
+    choices: Mapping[Product, Choice] = field(default_factory=dict)
+    """What is known to be fastest on the device, by ``Product.bucket``."""
     host: Host = "naga"
 
 
@@ -90,6 +95,17 @@ def lower(graph: Graph, options: PlanOptions) -> Plan:
     Raises PlanError for what the limits do not allow, and for operators that have no shader.
     """
     return _Lowering(graph, options).plan
+
+
+def products(graph: Graph, options: PlanOptions) -> Iterator[list[Product]]:
+    """What a prepared graph multiplies to make a token, then what in its widest step. Raises PlanError."""
+    lowering = _Lowering(graph, options)
+    for rows in dict.fromkeys((1, lowering.plan.rows)):
+        body, tail = Width("body", rows, lowering.plan.cells), Width("tail", 1)
+        yield [
+            *lowering.products(body),
+            *lowering.products(tail),
+        ]  # of a prompt only the last row gets logits
 
 
 def has_shader(node: Node) -> bool:
@@ -116,7 +132,7 @@ class _Lowering:
         self.graph = graph
         self.options = options
         self.limits = options.limits
-        self.target = Target(options.limits, options.software, options.subgroup)
+        self.target = Target(options.limits, options.software, options.subgroup, options.choices)
         lacking = sorted({n.op for n in graph.nodes if not has_shader(n)})
         if lacking:
             raise PlanError(f"no shader computes {', '.join(lacking)}")
@@ -146,6 +162,7 @@ class _Lowering:
         self._place_inputs()
         self._place_temporaries()
         self._name_outputs()
+        self.sampling = self._place_sampling()
         for node, part in zip(graph.nodes, self.parts, strict=True):
             places = tuple(self.whole(o) for o in node.outputs)
             self.plan.nodes.append(PlannedNode(node.op, node.outputs, places, node.layer, part))
@@ -277,6 +294,23 @@ class _Lowering:
             row = 4 * self._numbers(tensor.name, Width(part, 1, self.plan.cells))
             self.plan.outputs[tensor.name] = Value(self.whole(tensor.name), row, part, "f32")
 
+    def _place_sampling(self) -> SamplingPlaces | None:
+        inputs, logits = self.plan.inputs, self.plan.outputs.get("logits")
+        if logits is None or logits.part != "tail" or not {"token", "pos"} <= inputs.keys():
+            return None
+        request = self._new_buffer("sampler", 4 * REQUEST_WORDS, "input")
+        taken = self._new_buffer("taken", 16, "input")
+        self.plan.sampling = Sampling(request, taken)
+        vocab_size = logits.row // 4
+        left = tuple(
+            self._new_buffer(f"candidates {i}", size, "scratch")
+            for i, size in enumerate(scratch_sizes(vocab_size))
+        )
+        token, pos = (inputs[name].region for name in ("token", "pos"))
+        return SamplingPlaces(
+            logits.region, vocab_size, token, pos, request, taken, left, self.options.software
+        )
+
     def _root(self, name: str) -> str:
         return self.renamed.get(name, name)
 
@@ -314,13 +348,28 @@ class _Lowering:
     # Schedules
 
     def schedule(self, width: Width) -> Schedule:
-        """The dispatches of a body or a tail."""
+        """The dispatches of a part."""
         made: list[Dispatch] = []
+        if width.part in ("greedy", "draw"):
+            if self.sampling is None:
+                raise PlanError("the plan makes no logits, or takes no tokens")
+            made = [
+                self._dispatch(s, len(self.graph.nodes) - 1)
+                for s in sampling_launches(width.part, self.sampling)
+            ]
         for i, (node, part) in enumerate(zip(self.graph.nodes, self.parts, strict=True)):
             if part == width.part:
                 for launch in SHADERS[node.op].launches(Context(self, node, width)):
                     made.append(self._dispatch(launch, i))
         return tuple(made)
+
+    def products(self, width: Width) -> Iterator[Product]:
+        """Of a schedule, in order."""
+        for node, part in zip(self.graph.nodes, self.parts, strict=True):
+            if part == width.part:
+                for launch in SHADERS[node.op].launches(Context(self, node, width)):
+                    if launch.product is not None:
+                        yield launch.product
 
     def _dispatch(self, launch: Launch, node: int) -> Dispatch:
         if len(launch.bindings) > self.limits.bindings:

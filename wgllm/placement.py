@@ -11,11 +11,13 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from wgllm import debug
 from wgllm.backends.base import LoadOptions, Program
 from wgllm.backends.device import (
     SUBGROUPS,
+    TIMESTAMPS,
     Adapter,
     Device,
     NoGraphicsCard,
@@ -25,13 +27,17 @@ from wgllm.backends.device import (
 )
 from wgllm.backends.numpy_program import NumpyExecutor
 from wgllm.backends.segments import Pipeline
+from wgllm.backends.tuner import SECONDS, device_facts, tune
 from wgllm.backends.webgpu import WebGpuExecutor
 from wgllm.cache import cell_counts
 from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
 from wgllm.graph import Graph, Node
+from wgllm.hub_cache import cache_folder
 from wgllm.lowering import PlanOptions, has_shader, widest_step
 from wgllm.plan import Limits, in_bytes
+from wgllm.product_shape import Choice, Product
+from wgllm.tuning import Verdict, by_benefit, choices, read_table, write_table
 
 # Rows of a prefill step: a graphics card wants many, software that imitates one answers sooner with few.
 _STEP_ROWS = 256
@@ -60,6 +66,8 @@ class Wish:
     ctx_size: int | None = None
     """None: at most ``ctx`` positions, fewer where memory is short."""
     step_rows: int | None = None
+    tune: bool = True
+    """Whether what is fastest on the device is measured once, and used."""
 
     @property
     def forced(self) -> bool:
@@ -134,7 +142,16 @@ def open_device(adapter: Adapter) -> Device:
     """With all that its limits and its features allow, unless ``WGLLM_LIMITS`` says otherwise."""
     if debug.least_limits():
         return Device.open(adapter, default_limits=True)
-    return Device.open(adapter, [SUBGROUPS])
+    return Device.open(adapter, [SUBGROUPS, *([TIMESTAMPS] if debug.level() >= 2 else [])])
+
+
+def known_choices(device: Device) -> Mapping[Product, Choice]:
+    """What has been measured of a device so far."""
+    return choices(read_table(_tables(), device_facts(device))) if debug.tunes() else {}
+
+
+def _tables() -> Path:
+    return cache_folder() / "tuning"
 
 
 def place(
@@ -145,8 +162,10 @@ def place(
     device: tuple[Device | None, str],
     ctx: int,
     numpy_size: Callable[[], tuple[int, int]],
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Placement:
-    """Loads the graph where it shall run. ``device`` is what ``find_device`` found, ``ctx`` the context to aim at.
+    """Loads the graph where it shall run. ``device`` is what ``find_device`` found, ``ctx`` the context to aim at;
+    ``tell`` gets a line for the user when something takes its time.
 
     ``numpy_size`` gives context and rows per step for NumPy alone; it may raise UsageError. Raises DeviceError when
     a card is there, and not to be had with what was asked of it. Where there is none, layers that were asked for are
@@ -155,7 +174,7 @@ def place(
     found, reason = device
     if found is not None:
         try:
-            return _Placing(graph, weights, options, wish, found).run(ctx)
+            return _Placing(graph, weights, options, wish, found, tell).run(ctx)
         except DeviceError as error:
             if wish.forced or wish.layers is not None:
                 raise
@@ -181,13 +200,16 @@ class _Placing:
         options: LoadOptions,
         wish: Wish,
         device: Device,
+        tell: Callable[[str], None],
     ) -> None:
         self.graph = graph
         self.weights = weights
         self.options = options
         self.wish = wish
+        self.tell = tell
         self.executor = WebGpuExecutor(device)
         self.adapter: Adapter = device.adapter
+        self.choices: Mapping[Product, Choice] = {}
         self._sizes: dict[_Share, int] = {}
         self.n_layers = 1 + max((n.layer for n in graph.nodes if n.layer is not None), default=-1)
 
@@ -195,14 +217,51 @@ class _Placing:
         layers = self.n_layers if self.wish.layers is None else min(self.wish.layers, self.n_layers)
         wanted = _Share(ctx, layers)
         too_much: int | None = None
+        tuned = not (self.wish.tune and debug.tunes())
         while True:
             share, size = self._fitting(wanted, too_much)
+            if not tuned:
+                self._tune(share)
+                tuned = True
             try:
                 return self._load(share, wanted)
             except OutOfDeviceMemory:
                 too_much = size  # in the end not a single layer is left to try
-                # A device that ran out of memory may be lost.
-                self.executor = WebGpuExecutor(open_device(self.adapter))
+                self._reopen()
+
+    def _reopen(self) -> None:
+        """A device that failed, or ran out of memory, may be lost."""
+        self.executor = WebGpuExecutor(open_device(self.adapter))
+        self.executor.choices = self.choices
+
+    def _tune(self, share: _Share) -> None:
+        """Makes the executor use what is fastest for the products of a share, which is measured unless it is known."""
+        # For software a candidate takes 50 to 150 ms to compile, so that few would be tried; and of ten products on
+        # lavapipe, all candidates of which were measured in a minute, one gained more than a tenth.
+        if self.adapter.kind == "software":
+            return
+        device, executor = self.executor.device, self.executor
+        schedules = [
+            schedule
+            for on_gpu, part, options in self._segments(share)
+            if on_gpu
+            for schedule in executor.products(executor.prepared(part, options), options)
+        ]
+        facts = device_facts(device)
+        table = read_table(_tables(), facts)
+        missing = [product for product in by_benefit(schedules) if product not in table]
+        if missing:
+            self.tell(f"tuning shaders for {self.adapter.name}, about {SECONDS:.0f} s, once")
+            try:
+                found = tune(device, executor.target, missing, memory=self.wish.memory)
+                write_table(_tables(), facts, found)
+                table |= found
+            except OutOfDeviceMemory:  # perhaps only today
+                self._reopen()
+            except DeviceError:  # not again: this device fails at it
+                self._reopen()
+                write_table(_tables(), facts, dict.fromkeys(missing, Verdict()))
+        self.choices = self.executor.choices = choices(table)
 
     def _fitting(self, wanted: _Share, too_much: int | None) -> tuple[_Share, int]:
         """The largest share that is worth a try, and the bytes that it takes. Raises DeviceError if none is.

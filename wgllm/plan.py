@@ -18,13 +18,14 @@ from typing import Any, Literal, NamedTuple
 
 from wgllm.wgsl import Host, Source
 
-VERSION = 1
+VERSION = 2
 
 ALIGNMENT = 256
 """Offsets of bindings are multiples of this many bytes on every device."""
 
 Role = Literal["weights", "state", "input", "scratch"]
-Part = Literal["body", "tail"]
+Part = Literal["body", "tail", "greedy", "draw"]
+"""Of a step, which has a body and perhaps tails; and of the choice of the next token, see ``Sampling``."""
 
 
 class PlanError(ValueError):
@@ -177,6 +178,20 @@ class State:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How steps of one row follow on each other without the host.
+
+    After the body and the tail of a step, part ``greedy`` or ``draw`` chooses the next token, writes it to the input
+    ``token`` and adds 1 to the input ``pos``: the next step's are ready.
+    """
+
+    request: Region
+    """Written before the first ``draw``, which counts its steps there: ``wgllm.sampler_words``."""
+    taken: Region
+    """i32 [2]: the token that was chosen, and 1 if a logit was a NaN or an infinity."""
+
+
 @dataclass
 class Plan:
     """Everything there is to replay. Schedules of further widths are lowered when they are asked for, if ``lower``."""
@@ -199,6 +214,8 @@ class Plan:
     """Schedules for fewer cells are not lowered."""
     kernels: list[Kernel] = field(default_factory=list)
     schedules: dict[Width, Schedule] = field(default_factory=dict)
+    sampling: Sampling | None = None
+    """None where logits are no output, or tokens no input."""
     lower: Callable[[Width], Schedule] | None = field(default=None, compare=False, repr=False)
 
     def schedule(self, part: Part, rows: int, cells: int = 0) -> tuple[Width, Schedule]:
@@ -251,6 +268,7 @@ class Plan:
                 }
                 for k in self.kernels
             ],
+            "sampling": None if self.sampling is None else asdict(self.sampling),
             "schedules": [
                 {**w._asdict(), "dispatches": [_dispatch_to_json(d) for d in schedule]}
                 for w, schedule in self.schedules.items()
@@ -294,6 +312,9 @@ class Plan:
                 Kernel(Source(k["text"], tuple(_lines(k["origin"])), k["name"]), k["entry"])
                 for k in data["kernels"]
             ],
+            sampling=None
+            if data["sampling"] is None
+            else Sampling(**{k: Region(*r) for k, r in data["sampling"].items()}),
             schedules={
                 Width(s["part"], s["rows"], s["cells"]): tuple(
                     Dispatch(kernel, tuple(Region(*r) for r in bindings), groups, node, cost)

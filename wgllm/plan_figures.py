@@ -105,6 +105,18 @@ class KernelFigures:
 
 
 @dataclass(frozen=True)
+class DispatchFigures:
+    """One launch."""
+
+    entry: str
+    format: str
+    """As in ``KernelFigures``."""
+    bytes: int
+    """All that it touches."""
+    multiplications: int
+
+
+@dataclass(frozen=True)
 class TokenFigures:
     """What making one token takes: a body and a tail of one row."""
 
@@ -199,6 +211,12 @@ class PlanFigures:
                 )
             )
         return sorted(made, key=lambda k: (-k.weight_bytes - k.kv_bytes, -k.multiplications, k.entry))
+
+    def dispatch(self, width: Width, d: Dispatch) -> DispatchFigures:
+        """Of a dispatch of the plan's schedule for ``width``."""
+        return DispatchFigures(
+            self.plan.kernels[d.kernel].entry, self._format_of(d), self._traffic([(width, d)]).all, d.cost
+        )
 
     def decode(self, pos: int) -> list[tuple[Width, Schedule]]:
         """The schedules that make the token at the end of ``pos`` positions. Raises PlanError."""

@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from wgllm.plan import Limits, PlanError
@@ -54,6 +54,10 @@ class Product:
         return 2 if self.after.startswith("gated") else 1
 
     @property
+    def multiplications(self) -> int:
+        return self.parts * self.rows * self.inputs * self.outputs
+
+    @property
     def bindings(self) -> tuple[str, ...]:
         """What is bound, by number."""
         normed = ("norm",) if self.before == "normed" else ()
@@ -61,16 +65,10 @@ class Product:
         residual = ("residual",) if self.after.endswith("added") else ()
         return ("weights", "x", "y", *normed, *bias, *residual)
 
-
-@dataclass(frozen=True)
-class Target:
-    """What a device can do."""
-
-    limits: Limits = field(default_factory=Limits)
-    software: bool = False
-    """A processor that imitates a graphics card."""
-    subgroup: int = 0
-    """The least number of invocations in a subgroup; 0 where shaders have no subgroups."""
+    @property
+    def bucket(self) -> Product:
+        """What stands for this product where choices are looked up: rows are a power of two, as schedules have them."""
+        return replace(self, rows=_power_of_two(self.rows))
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,19 @@ class Choice:
     outputs: int = 1
     """Of a tile of ``matvec_wide`` or ``matmul``, else of an invocation."""
     subgroups: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a device can do, and what is known of it."""
+
+    limits: Limits = field(default_factory=Limits)
+    software: bool = False
+    """A processor that imitates a graphics card."""
+    subgroup: int = 0
+    """The least number of invocations in a subgroup; 0 where shaders have no subgroups."""
+    choices: Mapping[Product, Choice] = field(default_factory=dict)
+    """What was measured to be fastest, by ``Product.bucket``."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ class Shape:
 
 def shape(product: Product, target: Target, choice: Choice | None = None) -> Shape:
     """The product with ``choice``, or with what is best as far as one knows. Raises ShapeError."""
-    chosen = choice or default(product, target)
+    chosen = choice or _measured(product, target) or default(product, target)
     if problem := _problem(product, target, chosen):
         raise ShapeError(f"{chosen.kernel} for {product.rows} rows of {product.inputs}: {problem}")
     files = [
@@ -129,6 +140,12 @@ def shape(product: Product, target: Target, choice: Choice | None = None) -> Sha
     )
 
 
+def _measured(product: Product, target: Target) -> Choice | None:
+    """What the device is known to do best, if it may be done with these rows and limits."""
+    choice = target.choices.get(product.bucket)
+    return None if choice is None or _problem(product, target, choice) else choice
+
+
 def default(product: Product, target: Target) -> Choice:
     """The choice for a device that has not been measured."""
     if product.inputs % _GROUP:
@@ -145,12 +162,19 @@ def default(product: Product, target: Target) -> Choice:
     while outputs * product.parts > 4 or (outputs > 1 and product.outputs < outputs * _MANY_WORKGROUPS):
         outputs //= 2
     rows = min(_power_of_two(product.rows), 4)
-    return Choice("matvec_wide", workgroup, rows, outputs, subgroups=target.subgroup > 0)
+    # Subgroups are for devices where they have been measured.
+    return Choice("matvec_wide", workgroup, rows, outputs)
 
 
 def candidates(product: Product, target: Target) -> Iterator[Choice]:
-    """Choices that are worth measuring; ``default`` is among them."""
-    found = [default(product, target), Choice("matvec")]
+    """Choices that are worth measuring, ``default`` first."""
+    first = default(product, target)
+    tiles = [Choice("matmul", 64, 4, 32), Choice("matmul", 256, 4, 64), Choice("matmul", 128, 8, 64)]
+    if first.kernel == "matmul":
+        # Kernels for few rows lose by far where there are many, and may keep a card busy for seconds.
+        yield from dict.fromkeys((first, *(c for c in tiles if not _problem(product, target, c))))
+        return
+    found = [first, Choice("matvec")]
     rows = min(_power_of_two(product.rows), 8)
     for subgroups in (False, True) if target.subgroup else (False,):
         for outputs in (1, 2, 4, 8):
@@ -159,8 +183,7 @@ def candidates(product: Product, target: Target) -> Iterator[Choice]:
                     Choice("matmul_software", workgroup, rows, outputs, subgroups),
                     Choice("matvec_wide", workgroup, min(rows, 4), outputs, subgroups),
                 ]
-    found += [Choice("matmul", 64, 4, 32), Choice("matmul", 256, 4, 64), Choice("matmul", 128, 8, 64)]
-    for choice in dict.fromkeys(found):
+    for choice in dict.fromkeys(found + tiles):
         # Kernels of the other kind of device lose by far.
         other = "matvec_wide" if target.software else "matmul_software"
         if choice.kernel != other and not _problem(product, target, choice):

@@ -186,7 +186,10 @@ def test_memory_that_is_not_there_is_a_memory_error(
 # bench and show
 
 
-@pytest.mark.parametrize("tests", [("-p", "0", "-n", "64"), ("-p", "8,17", "-n", "0")])
+@pytest.mark.parametrize(
+    "tests",
+    [("-p", "0", "-n", "64"), ("-p", "8,17", "-n", "0"), ("-p", "8", "-n", "0", "-d", "0,9")],
+)
 @pytest.mark.parametrize(
     "context", [("-c", "16"), ("-c", "0", "--override-kv", "llama.context_length=int:16")]
 )
@@ -201,6 +204,21 @@ def test_bench_fills_a_context_that_is_just_large_enough() -> None:
     run = wgllm("bench", "-m", MODEL, "-r", "1", "-c", "17", "-p", "17", "-n", "16", "--json")
     assert run.returncode == 0, run.stderr
     assert [json.loads(line)["test"] for line in run.stdout.splitlines()] == ["pp17", "tg16"]
+
+
+def test_bench_measures_at_a_depth() -> None:
+    run = wgllm("bench", "-m", MODEL, "-r", "1", "-p", "8", "-n", "4", "-d", "0,20", "-c", "28", "--json")
+    assert run.returncode == 0, run.stderr
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [(r["test"], r["depth"]) for r in results] == [
+        ("pp8", 0),
+        ("tg4", 0),
+        ("pp8 @ d20", 20),
+        ("tg4 @ d20", 20),
+    ]
+    # Of a prompt only what comes after the depth counts.
+    assert results[0]["bytes_per_token"] == results[2]["bytes_per_token"]
+    assert "dispatches_per_token" not in results[0]
 
 
 def test_bench_counts_the_weights_once_for_each_step_of_a_prompt() -> None:

@@ -18,7 +18,7 @@ from wgllm.cache import cell_counts
 from wgllm.formats.gguf import open_gguf
 from wgllm.graph import Graph
 from wgllm.lowering import PlanOptions, lower, widest_step
-from wgllm.plan import ALIGNMENT, Dispatch, Limits, Plan, PlanError, Region, Width
+from wgllm.plan import ALIGNMENT, VERSION, Dispatch, Limits, Plan, PlanError, Region, Width
 from wgllm.quant import format_by_name
 
 TIGHT = Limits(binding=64 << 10, buffer=128 << 10, workgroups=7)
@@ -98,7 +98,7 @@ def test_a_plan_is_the_same_after_json(model: Tiny) -> None:
 def test_a_plan_of_another_version_is_refused() -> None:
     _, plan = plan_of("llama-tied.f32")
     for version in (0, None, "1"):
-        with pytest.raises(PlanError, match="no plan of version 1"):
+        with pytest.raises(PlanError, match=f"no plan of version {VERSION}"):
             Plan.from_json({**plan.to_json(), "version": version})
 
 

@@ -26,7 +26,6 @@ SCALES = STATE["CELLS"] * STATE["HEAD_DIM"]
 
 # Constants that each kernel may have: one set for kernels that stand alone …
 PLAIN: dict[str, Constants] = {
-    "argmax": {"ROWS": 3, "WIDTH": 65},
     "attention_reduce": {"ROWS": 3, "HEADS": 4, "HEAD_DIM": 64, "SPLITS": 2},
     "cell_write": {"ROWS": 3, "CELLS": 40},
     "elementwise": {"COUNT": 65, "PARAMETER": 30.0, "WIDTH": 5},
@@ -54,6 +53,21 @@ OF_TWO_STATES: dict[str, Constants] = {
 STORE: dict[str, Constants] = {
     "kv_write": STATE,
     "rope_write": {**STATE, "HEADS": 4, "DIM": 48, "INTERLEAVED": True},
+}
+# … and those that choose tokens, from logits or from what is left of them.
+OF_CANDIDATES: dict[str, Constants] = {
+    "best_candidates": {"COUNT": 5000, "SIZE": 1000, "KEEP": 128},
+    "draw_token": {"COUNT": 600, "KEEP": 128},
+    "greedy_token": {"COUNT": 600},
+    "largest_candidate": {"COUNT": 5000, "SIZE": 1000},
+}
+# Those that `wgllm bench` measures a device with, in a folder of their own.
+BENCH: dict[str, list[Constants]] = {
+    "chain": [{}],
+    "copy_all": [{"RUNS": runs, "WORKGROUP": 64} for runs in (False, True)],
+    "fill": [{}],
+    "multiply_add": [{"ROUNDS": 4}],
+    "read_all": [{"RUNS": runs, "WORKGROUP": 64} for runs in (False, True)],
 }
 # Products have shapes.
 OF_SHAPES = {choice.kernel for choice in CHOICES.values()}
@@ -104,7 +118,21 @@ def test_every_kernel_is_listed_here() -> None:
         | OF_STATE.keys()
         | OF_TWO_STATES.keys()
         | STORE.keys()
+        | OF_CANDIDATES.keys()
         | OF_SHAPES
+    )
+
+
+def test_kernels_that_measure_a_device(browser_page: BrowserPage) -> None:
+    files = importlib.resources.files("wgllm.shaders").joinpath("bench").iterdir()
+    assert {f.name for f in files} == {"span.wgsl", *(f"{kernel}.wgsl" for kernel in BENCH)}
+    assert_accepted(
+        browser_page,
+        *(
+            compose(f"bench/{kernel}.wgsl", constants=constants, host="tint")
+            for kernel, sets in BENCH.items()
+            for constants in sets
+        ),
     )
 
 
@@ -165,6 +193,15 @@ def test_kernels_with_two_kv_types(browser_page: BrowserPage) -> None:
     assert_accepted(browser_page, *sources)
 
 
+def test_kernels_that_choose_tokens(browser_page: BrowserPage) -> None:
+    sources = (
+        compose(f"kernels/{kernel}.wgsl", f"candidates/{kind}.wgsl", constants=constants, host="tint")
+        for kernel, constants in OF_CANDIDATES.items()
+        for kind in ("logits", "pairs")
+    )
+    assert_accepted(browser_page, *sources)
+
+
 def test_features_are_enabled_as_tint_wants_them(browser_page: BrowserPage) -> None:
     if "subgroups" not in browser_page.adapter_info()["features"]:
         pytest.skip("this adapter has no subgroups")
@@ -176,7 +213,7 @@ def test_features_are_enabled_as_tint_wants_them(browser_page: BrowserPage) -> N
 def test_what_is_broken_is_refused_with_its_place(browser_page: BrowserPage) -> None:
     text = "//!const N: u32\n\nfn f(i: u32) -> f32 {\n    return i * N;\n}\n"
     broken = compose("broken.wgsl", constants={"N": 3}, host="tint", read=lambda name: text)
-    (mistake,) = browser_page.mistakes([plain("softmax"), broken, plain("argmax")])
+    (mistake,) = browser_page.mistakes([plain("softmax"), broken, plain("mask")])
     assert mistake.startswith("broken.wgsl: broken.wgsl:4: ")
     assert "> broken.wgsl:4 |     return i * N;" in mistake
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wgllm.formats.model_file import TensorView
 from wgllm.graph import Graph, Node
+from wgllm.sampler_words import DeviceSampling
 
 Array = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -83,6 +84,32 @@ class LoadOptions:
         return self.kv_type_v if self.kv_type_v and state.endswith(".v.state") else self.kv_type
 
 
+class StepsAhead(Protocol):
+    """Steps of one row, each of which chooses the token that the next one reads; results come later."""
+
+    most: int
+    """How many may be in flight."""
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that were submitted, and neither taken nor dropped."""
+
+    def begin(self, sampling: DeviceSampling, draws: int, token: int, pos: int, slot: int = 0) -> None:
+        """The next step reads ``token`` at ``pos``, and chooses as a request that has drawn ``draws`` tokens."""
+
+    def submit(self) -> None:
+        """One more step."""
+
+    def take(self, interrupt: Callable[[], None] | None = None) -> int | None:
+        """The token that the oldest step chose, or None if its logits held a NaN or an infinity.
+
+        Raises what ``interrupt`` raises, which is called while this waits, with the step still in flight.
+        """
+
+    def drop(self) -> None:
+        """Waits for what is in flight and forgets what it chose; what it wrote to the state is still there."""
+
+
 class Program(Protocol):
     """A graph loaded by an executor, with its weights and its state."""
 
@@ -115,6 +142,9 @@ class Program(Protocol):
 
         ``interrupt`` is called between nodes and may raise to give the step up; the state then holds part of it.
         """
+
+    def steps_ahead(self) -> StepsAhead | None:
+        """None if it can't choose tokens itself."""
 
     def truncate(self, slot: int, length: int) -> None:
         """Forgets positions from ``length`` on."""

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wgllm import debug
+from wgllm.backends.native import Call, PublicReadback, Readback, Waited, native, timestamp_period
 from wgllm.errors import DeviceError, UsageError, printable
 from wgllm.wgsl import Source
 
@@ -36,6 +38,7 @@ _DEFAULT_LIMITS = {
 _INTERFACES = ("Vulkan", "Metal", "DX12")
 SUBGROUPS = "subgroup"
 """wgpu's name of the feature."""
+TIMESTAMPS = "timestamp-query"
 _KINDS = {"DiscreteGPU": "discrete", "IntegratedGPU": "integrated", "CPU": "software"}
 _RANK = ("discrete", "integrated", "unknown", "software")
 # wgpu-native reports memory that ran out as an error of validation, in these words.
@@ -121,14 +124,6 @@ def choose(found: list[Adapter], wanted: str | None = None, *, software: bool = 
     return min(usable, key=lambda a: (_RANK.index(a.kind), a.interface == "D3D12"))
 
 
-class Call(NamedTuple):
-    """One dispatch, ready to be recorded. What wgpu gave for it must be kept alive elsewhere too."""
-
-    pipeline: Any
-    bind_group: Any
-    groups: int
-
-
 class Copy(NamedTuple):
     source: Any
     offset: int
@@ -149,6 +144,7 @@ class Device:
     handle: Any = field(repr=False)
     prebound: bool = True
     """Record through wgpu-native's functions, a third of the time of wgpu-py's classes, where they are there."""
+    waited: Waited = field(default_factory=Waited, repr=False, compare=False)
 
     @staticmethod
     def open(adapter: Adapter, features: Iterable[str] = (), *, default_limits: bool = False) -> Device:
@@ -174,6 +170,11 @@ class Device:
             return 0
         info = self.adapter.handle.info  # wgpu-py 0.32 misspells the name
         return int(info.get("subgroup_min_size") or info.get("stackgroup_min_size") or 0)
+
+    @property
+    def timestamp_period(self) -> float | None:
+        """Nanoseconds that a timestamp counts; None where there are none."""
+        return timestamp_period(self.handle.queue) if TIMESTAMPS in self.features else None
 
     def shader(self, source: Source) -> Any:
         """A compiled GPUShaderModule. Raises ShaderError with the place in the shader's file."""
@@ -214,21 +215,53 @@ class Device:
 
     def submit(self, calls: Sequence[Call], copies: Sequence[Copy] = ()) -> None:
         """Records ``calls`` in one pass, then ``copies``, and hands them to the device."""
+        self.hand_over(self._recorded(calls, copies))
+
+    def hand_over(self, commands: Any) -> None:
+        """Submits a GPUCommandBuffer. Some drivers let it wait for what was submitted before."""
+        with reported("the graphics card refused a step"), self.waited.counted_unless_busy():
+            self.handle.queue.submit([commands])
+
+    def seconds(self, calls: Sequence[Call]) -> float:
+        """How long an idle device takes for ``calls``: from when they are handed over until their end is known."""
+        commands = self._recorded(calls, [Copy(self._number, 0, 4, self._fence, 0)])
+        with reported("the graphics card refused a step"):
+            started = time.perf_counter()
+            self.handle.queue.submit([commands])
+        # Software that imitates a card needs the cores itself.
+        self.mapped(self._fence, 4, pauses=self.adapter.kind == "software")
+        return time.perf_counter() - started
+
+    def _recorded(self, calls: Sequence[Call], copies: Sequence[Copy]) -> Any:
         with reported("the graphics card refused a step"):
             encoder = self.handle.create_command_encoder()
             if calls:
                 compute = encoder.begin_compute_pass()
-                native = _native() if self.prebound else None
-                if native is None:
+                if self._native is None:
                     _record(compute, calls)
                 else:
-                    native.record(compute, calls)
+                    self._native.record(compute, calls)
                 compute.end()
             for copy in copies:
                 encoder.copy_buffer_to_buffer(
                     copy.source, copy.offset, copy.target, copy.target_offset, copy.size
                 )
-            self.handle.queue.submit([encoder.finish()])
+            return encoder.finish()
+
+    def pipeline_layout(self, written: Sequence[bool]) -> Any:
+        """For pipelines that take each other's bind groups: of each binding whether it is written."""
+        wgpu = _wgpu()
+        entries = [
+            {
+                "binding": i,
+                "visibility": wgpu.ShaderStage.COMPUTE,
+                "buffer": {"type": "storage" if writes else "read-only-storage"},
+            }
+            for i, writes in enumerate(written)
+        ]
+        with reported("can't lay out bindings"):
+            group = self.handle.create_bind_group_layout(entries=entries)
+            return self.handle.create_pipeline_layout(bind_group_layouts=[group])
 
     def wait(self) -> None:
         """Until everything that was submitted is done: by reading a number that is copied last."""
@@ -244,21 +277,33 @@ class Device:
     def _fence(self) -> Any:
         return self.buffer(16, "a number that was copied", readback=True)
 
-    def mapped(self, buffer: Any, size: int) -> NDArray[np.uint8]:
-        """A copy of the first ``size`` bytes of a readback buffer, when all copies to it are done."""
+    def readback(self, size: int, label: str) -> Readback | PublicReadback:
+        """A new buffer to copy ``size`` bytes of results to, ready to be asked for."""
+        return self._readback_of(self.buffer(size, label, readback=True), size)
+
+    def mapped(self, buffer: Any, size: int, *, pauses: bool = True) -> NDArray[np.uint8]:
+        """A copy of the first ``size`` bytes of a readback buffer, when all copies to it are done.
+
+        Without ``pauses`` a core waits for nothing else.
+        """
+        readback = self._readback_of(buffer, size)
         with reported("can't read results"):
-            promise = buffer.map_async("READ", 0, size)
+            readback.request()
             try:
-                promise.sync_wait()
-                return np.frombuffer(buffer.read_mapped(0, size), np.uint8)
-            except BaseException:
-                # After Ctrl-C: wgpu-native ends the process when a buffer that is being mapped is copied to.
-                with contextlib.suppress(Exception):
-                    promise.sync_wait()
+                readback.wait(pauses=pauses)
+                return np.frombuffer(readback.read(), np.uint8)
+            except BaseException:  # Ctrl-C
+                readback.drop()
                 raise
-            finally:
-                if buffer.map_state == "mapped":
-                    buffer.unmap()
+
+    def _readback_of(self, buffer: Any, size: int) -> Readback | PublicReadback:
+        if self._native is None:
+            return PublicReadback(buffer, size, self.waited)
+        return Readback(self._native, self.handle, buffer, size, self.waited)
+
+    @functools.cached_property
+    def _native(self) -> Any:
+        return native() if self.prebound else None
 
 
 def _record(compute: Any, calls: Sequence[Call]) -> None:
@@ -270,40 +315,6 @@ def _record(compute: Any, calls: Sequence[Call]) -> None:
             last = pipeline
         compute.set_bind_group(0, bind_group)
         compute.dispatch_workgroups(groups)
-
-
-class _Native:
-    """wgpu-native's functions without the checks that wgpu-py makes around each; encoder.finish() still checks."""
-
-    def __init__(self) -> None:
-        from wgpu.backends.wgpu_native._ffi import (  # type: ignore[import-untyped,unused-ignore]
-            ffi,
-            lib,
-        )
-
-        self._null = ffi.NULL
-        self._set_pipeline = lib.wgpuComputePassEncoderSetPipeline
-        self._set_bind_group = lib.wgpuComputePassEncoderSetBindGroup
-        self._dispatch = lib.wgpuComputePassEncoderDispatchWorkgroups
-
-    def record(self, compute: Any, calls: Sequence[Call]) -> None:
-        encoder, null, last = compute._internal, self._null, None
-        set_bind_group, dispatch = self._set_bind_group, self._dispatch
-        for pipeline, bind_group, groups in calls:
-            if pipeline is not last:
-                self._set_pipeline(encoder, pipeline._internal)
-                last = pipeline
-            set_bind_group(encoder, 0, bind_group._internal, 0, null)
-            dispatch(encoder, groups, 1, 1)
-
-
-@functools.cache
-def _native() -> _Native | None:
-    """None where wgpu-py has other private names than those of the versions that we know."""
-    try:
-        return _Native()
-    except (ImportError, AttributeError):
-        return None
 
 
 @contextlib.contextmanager

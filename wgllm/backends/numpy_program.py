@@ -130,6 +130,9 @@ class NumpyProgram(KeepsState[NumpyState]):
         kernel = kernels.KERNELS[node.op]
         return functools.partial(kernel, **attrs) if attrs else kernel
 
+    def steps_ahead(self) -> None:
+        return None
+
     def run(
         self,
         inputs: Mapping[str, Array | Ints],

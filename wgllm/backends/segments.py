@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from wgllm.backends.base import Array, Ints, Program, StateArray, Step, Trace
+from wgllm.backends.base import Array, Ints, Program, StateArray, Step, StepsAhead, Trace
 from wgllm.errors import NumericError
 from wgllm.graph import Node
 
@@ -54,6 +54,10 @@ class Pipeline:
         logits = values["logits"]
         assert logits.dtype == np.float32
         return logits  # type: ignore[return-value]
+
+    def steps_ahead(self) -> StepsAhead | None:
+        """None when a step needs more than one program, or when its nodes are looked at."""
+        return self.programs[0].steps_ahead() if len(self.programs) == 1 and not self.checkers else None
 
     def first_bad_node(self, step: Step) -> Node | None:
         """Runs the step again and returns the first node that makes a NaN or an infinity."""

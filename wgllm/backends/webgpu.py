@@ -10,19 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wgllm.backends.ahead import GpuSteps
 from wgllm.backends.base import Array, Ints, LoadOptions, Trace
-from wgllm.backends.device import Call, Copy, Device
+from wgllm.backends.device import Copy, Device
 from wgllm.backends.fills import Bytes
 from wgllm.backends.gpu_memory import GpuMemory
 from wgllm.backends.gpu_state import GpuState
 from wgllm.backends.kv_state import KeepsState, check_kv_types
+from wgllm.backends.native import Call
+from wgllm.backends.pipelines import Pipelines
+from wgllm.backends.profile import Profile, profile_if_wanted
 from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
 from wgllm.fuse import PASSES
 from wgllm.graph import OUT_ROWS, ROWS, SLOTS, Graph
-from wgllm.lowering import PlanOptions, lower, prepared
+from wgllm.lowering import PlanOptions, lower, prepared, products
 from wgllm.ops import Dim
 from wgllm.plan import Dispatch, Limits, Part, Plan, PlanError, Region, Schedule, Width
+from wgllm.product_shape import Choice, Product, Target
 
 # A submission should take about this long: a cancel is seen between two, and systems reset a card that is busy for
 # seconds.
@@ -41,6 +46,8 @@ class WebGpuExecutor:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.choices: Mapping[Product, Choice] = {}
+        """What this device is known to do best; see ``wgllm.tuning``."""
 
     def prepared(self, graph: Graph, options: LoadOptions) -> Graph:
         """As it is planned and run."""
@@ -50,21 +57,31 @@ class WebGpuExecutor:
         """Of a prepared graph. Raises DeviceError for one that this device can't take, UsageError for a KV type that
         does not fit it."""
         check_kv_types(graph, options)
-        software = self.device.adapter.kind == "software"
         with self._refusing():
-            return lower(
-                graph,
-                PlanOptions(
-                    options.sizes,
-                    options.positions,
-                    options.largest_step,
-                    options.kv_type_of,
-                    Limits.of(self.device.limits),
-                    software,
-                    # On cards shaders with subgroups have not been measured yet.
-                    self.device.subgroup if software else 0,
-                ),
-            )
+            return lower(graph, self._plan_options(options))
+
+    def products(self, graph: Graph, options: LoadOptions) -> list[list[Product]]:
+        """What a prepared graph multiplies to make a token, and in its widest step. Raises DeviceError."""
+        with self._refusing():
+            return list(products(graph, self._plan_options(options)))
+
+    @property
+    def target(self) -> Target:
+        """What products are shaped for."""
+        software = self.device.adapter.kind == "software"
+        return Target(Limits.of(self.device.limits), software, self.device.subgroup, self.choices)
+
+    def _plan_options(self, options: LoadOptions) -> PlanOptions:
+        return PlanOptions(
+            options.sizes,
+            options.positions,
+            options.largest_step,
+            options.kv_type_of,
+            Limits.of(self.device.limits),
+            self.device.adapter.kind == "software",
+            self.device.subgroup,
+            self.choices,
+        )
 
     def load(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> WebGpuProgram:
         """Raises DeviceError for what the device can't take, OutOfDeviceMemory when it has no room."""
@@ -111,22 +128,44 @@ class WebGpuProgram(KeepsState[GpuState]):
         self.graph = graph
         self.plan = plan
         self.options = options
-        self._pipelines: dict[int, object] = {}
+        self._pipelines = Pipelines(device, plan)
         self._bind_groups: dict[tuple[int, tuple[Region, ...]], object] = {}
         self._calls: dict[Width, list[Call]] = {}
         self._pace = _FIRST_PACE
         self._weight_bytes = {t.name: weights[t.name].nbytes for t in graph.of_kind("weight")}
-        # A shader that a driver's compiler refuses is a reason to take another backend as long as nothing is loaded.
-        for part in dict.fromkeys(n.part for n in plan.nodes):
-            for dispatch in plan.schedule(part, 1, 1 if part == "body" else 0)[1]:
-                self._pipeline(dispatch.kernel)
-        self._memory = GpuMemory(device, plan)
+        self._steps: GpuSteps | None = None
+        self._profile = profile_if_wanted(device, plan, graph)
+        # A shader that a driver's compiler refuses is a reason to take another backend: it is known when all is loaded.
+        self._pipelines.begin(self._needed_first())
         try:
-            self._state = GpuState(graph, options, plan, self._memory)
-            self._memory.fill(plan, weights, options.progress)
+            self._memory = GpuMemory(device, plan)
+            try:
+                self._state = GpuState(graph, options, plan, self._memory)
+                self._memory.fill(plan, weights, self._loaded)
+                self._pipelines.finish()
+            except BaseException:
+                self._memory.close()
+                raise
         except BaseException:
-            self._memory.close()
+            self._pipelines.close()
             raise
+
+    def _needed_first(self) -> Iterator[int]:
+        """The kernels of a long prompt, then of a token."""
+        plan = self.plan
+        widths = [Width("body", plan.rows, 1), Width("tail", 1), Width("body", 1, 1)]
+        if plan.sampling is not None:
+            widths += [Width("greedy", 1), Width("draw", 1)]
+        parts = {n.part for n in plan.nodes} | {"greedy", "draw"}
+        for width in widths:
+            if width.part in parts:
+                for dispatch in plan.schedule(*width)[1]:
+                    yield dispatch.kernel
+
+    def _loaded(self, done: int, total: int) -> None:
+        self._pipelines.check()
+        if self.options.progress is not None:
+            self.options.progress(done, total)
 
     def run(
         self,
@@ -150,6 +189,13 @@ class WebGpuProgram(KeepsState[GpuState]):
             self._replay(waiting, made, interrupt, trace)
         return {name: self._joined(name, arrays) for name, arrays in made.items()}
 
+    def steps_ahead(self) -> GpuSteps | None:
+        if self.plan.sampling is None:
+            return None
+        if self._steps is None:
+            self._steps = GpuSteps(self, self.device, self.plan, self._memory, self._state)
+        return self._steps
+
     def _joined(self, name: str, arrays: list[Array]) -> Array:
         if len(arrays) == 1:
             return arrays[0]
@@ -163,30 +209,31 @@ class WebGpuProgram(KeepsState[GpuState]):
     def _stage(self, part: Part, inputs: Mapping[str, Array | Ints], mine: slice, cells: int = 0) -> _Stage:
         """A body or a tail for the rows ``mine``, with its inputs written. Those of what runs first go first."""
         rows = mine.stop - mine.start
-        width, dispatches = self.plan.schedule(part, rows, cells)
-        if width not in self._calls:
-            self._calls[width] = [self._call(d) for d in dispatches]
+        width, dispatches, calls = self.prepare(part, rows, cells)
         for name, value in self.plan.inputs.items():
             if value.part == part:
                 padded = np.full((width.rows, value.row // 4), value.pad, _DTYPES[value.dtype])
                 padded[:rows] = np.asarray(inputs[name][mine]).reshape(rows, -1)
                 self._memory.write(value.region, padded)
-        return _Stage(width, rows, dispatches, self._calls[width])
+        return _Stage(width, rows, dispatches, calls)
+
+    def prepare(self, part: Part, rows: int, cells: int = 0) -> tuple[Width, Schedule, Sequence[Call]]:
+        """A schedule, ready to run."""
+        width, dispatches = self.plan.schedule(part, rows, cells)
+        if width not in self._calls:
+            self._calls[width] = [self._call(d) for d in dispatches]
+            if self._profile is not None:
+                self._profile.know(width, dispatches, self._calls[width])
+        return width, dispatches, self._calls[width]
 
     def _call(self, dispatch: Dispatch) -> Call:
-        pipeline = self._pipeline(dispatch.kernel)
+        pipeline = self._pipelines[dispatch.kernel]
         key = (dispatch.kernel, dispatch.bindings)
         if key not in self._bind_groups:
             entry = self.plan.kernels[dispatch.kernel].entry
             bindings = [(self._memory.buffers[b], offset, size) for b, offset, size in dispatch.bindings]
             self._bind_groups[key] = self.device.bind_group(pipeline, bindings, entry)
         return Call(pipeline, self._bind_groups[key], dispatch.groups)
-
-    def _pipeline(self, index: int) -> object:
-        if index not in self._pipelines:
-            kernel = self.plan.kernels[index]
-            self._pipelines[index] = self.device.pipeline(kernel.source, kernel.entry)
-        return self._pipelines[index]
 
     def _replay(
         self,
@@ -220,28 +267,49 @@ class WebGpuProgram(KeepsState[GpuState]):
         self, stages: Sequence[_Stage], copies: Sequence[Copy], interrupt: Callable[[], None] | None
     ) -> Bytes:
         """In submissions that are short at the pace of late; returns what ``copies`` copied in the end."""
-        calls = [c for stage in stages for c in stage.calls]
-        costs = [d.cost for stage in stages for d in stage.dispatches]
-        first = 0
-        while True:
-            last, cost = first, 0
-            while last < len(calls) and (cost == 0 or cost + costs[last] <= self._pace * _SUBMISSION_SECONDS):
-                cost += costs[last]
-                last += 1
-            ends = last == len(calls)
+        data = np.empty(0, np.uint8)
+        for calls, cost, ends in self._short(
+            [d for stage in stages for d in stage.dispatches], [c for stage in stages for c in stage.calls]
+        ):
             self._memory.check()
             started = time.perf_counter()
-            self.device.submit(calls[first:last], copies if ends else ())
+            self._queue.submit(calls, copies if ends else ())
             if ends and copies:
                 data = self._memory.collect(copies)
             else:
                 self.device.wait()
-                data = np.empty(0, np.uint8)
             self._learn_pace(cost, time.perf_counter() - started)
-            if ends:
-                return data
-            if interrupt is not None:
+            if interrupt is not None and not ends:
                 interrupt()
+        return data
+
+    def submit_all(
+        self, dispatches: Sequence[Dispatch], calls: Sequence[Call], copies: Sequence[Copy]
+    ) -> None:
+        """In submissions that are short at the pace of late; waits for none of them."""
+        self._memory.check()
+        for part, _, ends in self._short(dispatches, calls):
+            self._queue.submit(part, copies if ends else ())
+
+    @property
+    def _queue(self) -> Device | Profile:
+        """Where all dispatches go but those that are traced."""
+        return self._profile or self.device
+
+    def _short(
+        self, dispatches: Sequence[Dispatch], calls: Sequence[Call]
+    ) -> Iterator[tuple[Sequence[Call], int, bool]]:
+        """``calls`` in parts that are short at the pace of late, what each costs, and whether it is the last."""
+        first = 0
+        while True:
+            last, cost = first, 0
+            most = self._pace * _SUBMISSION_SECONDS
+            while last < len(calls) and (cost == 0 or cost + dispatches[last].cost <= most):
+                cost += dispatches[last].cost
+                last += 1
+            yield calls[first:last], cost, last == len(calls)
+            if last == len(calls):
+                return
             first = last
 
     def _learn_pace(self, cost: int, seconds: float) -> None:
@@ -312,7 +380,13 @@ class WebGpuProgram(KeepsState[GpuState]):
                     yield name, self.graph.tensors[node.inputs[0]].shape[0]
 
     def close(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
         self._calls.clear()
         self._bind_groups.clear()
-        self._pipelines.clear()
+        self._pipelines.close()
         self._memory.close()
+        if self._profile is not None:
+            self._profile.close()
+            self._profile = None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,7 @@ from wgllm.cli.options import load_model, model_options
 from wgllm.errors import UsageError
 
 if TYPE_CHECKING:
-    from wgllm.engine import Engine
+    from wgllm.cli.bench_runs import Bench
 
 
 @click.command("bench", context_settings=CONTEXT)
@@ -40,6 +37,15 @@ if TYPE_CHECKING:
     help="Generation lengths to measure; 0: none.",
 )
 @click.option(
+    "-d",
+    "--depth",
+    "depths",
+    default="0",
+    show_default=True,
+    metavar="N,N…",
+    help="How many tokens the context holds before each test.",
+)
+@click.option(
     "-r",
     "--repetitions",
     type=click.IntRange(min=1),
@@ -49,97 +55,61 @@ if TYPE_CHECKING:
     help="Runs of each test; the median is told.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def bench_command(prompts: str, generations: str, repetitions: int, as_json: bool, **model_args: Any) -> None:
+def bench_command(
+    prompts: str, generations: str, depths: str, repetitions: int, as_json: bool, **model_args: Any
+) -> None:
     """Measure prompt processing (pp) and generation (tg) speed.
 
-    After each run the memory bandwidth of a float32 matrix-vector product and the speed of a matrix product are
-    measured on the CPU too; the shares are of these, in the same run. Unless -c is given the context is as large as
-    the tests need, at least 512.
+    On the CPU, after each run the memory bandwidth of a float32 matrix-vector product and the speed of a matrix
+    product are measured too; the shares are of these, in the same run. On a GPU, each test is followed by kernels that
+    only read memory, only multiply and add, or only wait for each other: the roofline is the least time that a model
+    of this size would take at these speeds, with 5 dispatches for each layer and 4 more. Unless -c is given the
+    context is as large as the tests need, at least 512.
 
     \b
     Examples:
       wgllm bench -m smollm2 -p 128,512 -n 64
+      wgllm bench -n 32 -d 0,4096
       wgllm bench --json -r 3
 
     \b
     See also:
       wgllm perplexity    how good a model is
       wgllm devices       what computes
+      wgllm plan          what a GPU does for a token
     """
     use_utf8()
-    tests = [("pp", n) for n in _lengths(prompts)] + [("tg", n) for n in _lengths(generations)]
+    kinds = [("pp", n) for n in _lengths(prompts)] + [("tg", n) for n in _lengths(generations)]
+    tests = [(kind, n, depth) for depth in _numbers(depths) for kind, n in kinds]
     if not tests:
-        raise UsageError("there is nothing to measure: give -p or -n")
-    need = max(_context_of(*test) for test in tests)
+        raise UsageError("there is nothing to measure: give -p or -n, and -d")
+    need = max(depth + n + (kind == "tg") for kind, n, depth in tests)
     if model_args["ctx_size"] is None:
         model_args["ctx_size"] = max(512, need)
     elif model_args["ctx_size"]:  # else the model's, which is not known yet
         _check_context(need, model_args["ctx_size"])
     with load_model(**model_args) as llm:
+        from wgllm.cli.bench_runs import Bench, Case
         from wgllm.engine import Engine
 
-        assert isinstance(llm.engine, Engine) and llm.model is not None
+        assert isinstance(llm.engine, Engine)
         _check_context(need, llm.ctx_size)
-        machine = _Machine()
+        bench = Bench(llm)
+        row = _gpu_row if bench.all_on_gpu else _row
         if not as_json:
             say(llm.where)
-            click.echo(
-                f"{'model':24} {'test':8} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'of gemv':>8} {'of gemm':>8}"
-            )
-        for kind, n in tests:
-            result = _measure(llm.engine, kind, n, repetitions, machine)
+            click.echo(_GPU_HEAD if bench.all_on_gpu else _HEAD)
+        for kind, n, depth in tests:
+            case = Case("pp" if kind == "pp" else "tg", n, depth)
             result = {
                 "model": Path(model_args["hf_repo"] or model_args["model"]).name,
                 "backend": "+".join(dict.fromkeys(p.backend for p in llm.engine.pipeline.programs)),
                 "where": llm.where,
-                **result,
+                **bench.run(case, repetitions),
             }
-            if as_json:
-                click.echo(json.dumps(result))
-            else:
-                click.echo(_row(result))
+            click.echo(json.dumps(result) if as_json else row(result))
         if not as_json:
-            say(f"float32 gemv {machine.bandwidth / 1e9:.1f} GB/s · gemm {machine.flops / 1e9:.0f} GFLOP/s")
-
-
-class _Machine:
-    """What the CPU reaches in float32 on matrices that no cache holds; measured beside the tests."""
-
-    def __init__(self) -> None:
-        import numpy as np
-
-        self._w = np.ones((8192, 8192), np.float32)  # 256 MiB
-        self._x = np.ones(8192, np.float32)
-        self._a = np.ones((256, 2048), np.float32)
-        self._bandwidths: list[float] = []
-        self._flops: list[float] = []
-        self.measure()  # first touch is no measurement
-        self._bandwidths.clear()
-        self._flops.clear()
-
-    def measure(self) -> None:
-        start = time.perf_counter()
-        self._w @ self._x
-        self._bandwidths.append(self._w.nbytes / (time.perf_counter() - start))
-        b = self._w[:2048, :2048]
-        start = time.perf_counter()
-        self._a @ b.T
-        self._flops.append(2 * 256 * 2048 * 2048 / (time.perf_counter() - start))
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes per second of a matrix-vector product, the median."""
-        return statistics.median(self._bandwidths)
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations per second of a matrix product, the median."""
-        return statistics.median(self._flops)
-
-
-def _context_of(kind: str, n: int) -> int:
-    """Cells that a test fills."""
-    return n if kind == "pp" else n + 1
+            say(_machine(bench, result))
 
 
 def _check_context(need: int, ctx_size: int) -> None:
@@ -149,66 +119,57 @@ def _check_context(need: int, ctx_size: int) -> None:
         )
 
 
-def _measure(engine: Engine, kind: str, n: int, repetitions: int, machine: _Machine) -> dict[str, Any]:
-    """Median speed of a test: ``pp`` reads n tokens from empty, ``tg`` makes n after one."""
-    from wgllm.engine import Request, run_request
-    from wgllm.sampling import SamplingParams
-
-    vocab = engine.vocab_size
-    greedy = SamplingParams(temperature=0)
-    rates: list[float] = []
-    for repetition in range(repetitions + 1):
-        # A first token that differs each time leaves the cache nothing to re-use.
-        tokens = [(repetition * 7919 + i * 31) % vocab for i in range(n if kind == "pp" else 1)]
-        count = 1 if kind == "pp" else n + 1
-        *_, last = run_request(engine, Request(tokens, count, greedy, ignore_eos=True))
-        assert last.stats is not None
-        if repetition:  # the first run warms up
-            rates.append(last.stats.prefill_rate if kind == "pp" else last.stats.decode_rate)
-        machine.measure()
-    rate = statistics.median(rates)
-    on_cpu = all(p.backend == "numpy" for p in engine.pipeline.programs)
-    weight_bytes = sum(p.weight_bytes for p in engine.pipeline.programs)
-    per_row, per_out_row = (
-        sum(sizes) for sizes in zip(*(p.products for p in engine.pipeline.programs), strict=True)
-    )
-    flops_per_token = 2 * (per_row + per_out_row / n)
-    # A prompt is read in steps, of which the last alone has logits.
-    head_bytes = sum(p.head_bytes for p in engine.pipeline.programs)
-    steps = math.ceil(n / engine.largest_step)
-    prompt_bytes = steps * (weight_bytes - head_bytes) + head_bytes
-    return {
-        "test": f"{kind}{n}",
-        "tok_s": round(rate, 2),
-        "tok_s_min": round(min(rates), 2),
-        "tok_s_max": round(max(rates), 2),
-        "repetitions": repetitions,
-        "bytes_per_token": weight_bytes if kind == "tg" else prompt_bytes / n,
-        # Of the CPU's, which tell nothing of a graphics card.
-        "bandwidth_share": round(weight_bytes * rate / machine.bandwidth, 4)
-        if kind == "tg" and on_cpu
-        else None,
-        "flops_share": round(flops_per_token * rate / machine.flops, 4) if kind == "pp" and on_cpu else None,
-        "gemv_bytes_s": round(machine.bandwidth),
-        "gemm_flops": round(machine.flops),
-    }
+_HEAD = f"{'model':24} {'test':14} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'of gemv':>8} {'of gemm':>8}"
+_GPU_HEAD = (
+    f"{'model':20} {'test':14} {'tok/s':>10} {'± %':>6} {'GB/token':>9} {'dispatches':>10} "
+    f"{'Python ms':>9} {'of roofline':>11}"
+)
 
 
 def _row(r: dict[str, Any]) -> str:
-    spread = 50 * (r["tok_s_max"] - r["tok_s_min"]) / r["tok_s"]
     bandwidth = "" if r["bandwidth_share"] is None else f"{r['bandwidth_share']:8.0%}"
     flops = "" if r["flops_share"] is None else f"{r['flops_share']:8.0%}"
     return (
-        f"{r['model'][:24]:24} {r['test']:8} {r['tok_s']:10.2f} {spread:6.1f} "
+        f"{r['model'][:24]:24} {r['test']:14} {r['tok_s']:10.2f} {_spread(r):6.1f} "
         f"{r['bytes_per_token'] / 1e9:9.3f} {bandwidth:>8} {flops:>8}"
     )
 
 
+def _gpu_row(r: dict[str, Any]) -> str:
+    """All but the speed are of a token."""
+    return (
+        f"{r['model'][:20]:20} {r['test']:14} {r['tok_s']:10.2f} {_spread(r):6.1f} "
+        f"{r['device_bytes_per_token'] / 1e9:9.4f} {r['dispatches_per_token']:10,.1f} "
+        f"{1e3 * r['python_seconds_per_token']:9.3f} {r['roofline_share']:11.1%}"
+    )
+
+
+def _spread(r: dict[str, Any]) -> float:
+    """Half of what lies between the slowest and the fastest run, in percent."""
+    return float(50 * (r["tok_s_max"] - r["tok_s_min"]) / r["tok_s"])
+
+
+def _machine(bench: Bench, last: dict[str, Any]) -> str:
+    """What the shares are of; of a GPU as measured after the last test."""
+    if bench.cpu is not None:
+        return f"float32 gemv {bench.cpu.bandwidth / 1e9:.1f} GB/s · gemm {bench.cpu.flops / 1e9:.0f} GFLOP/s"
+    return (
+        f"reads {last['read_bytes_s'] / 1e9:,.1f} GB/s · copies {last['copy_bytes_s'] / 1e9:,.1f} GB/s · "
+        f"{last['fma_flops'] / 1e9:,.0f} GFLOP/s · {1e6 * last['dispatch_gap_seconds']:,.1f} µs a dispatch\n"
+        f"memory: {last['device_buffer_bytes'] / 2**20:,.0f} MiB of buffers on the device, "
+        f"at most {last['host_peak_bytes'] / 2**20:,.0f} MiB of this machine's"
+    )
+
+
 def _lengths(text: str) -> list[int]:
+    return [n for n in _numbers(text) if n]
+
+
+def _numbers(text: str) -> list[int]:
     try:
-        lengths = [int(part) for part in text.split(",") if part]
+        numbers = [int(part) for part in text.split(",") if part]
     except ValueError:
         raise UsageError(f"{text!r} is no list of numbers such as 128,512") from None
-    if any(n < 0 for n in lengths):
+    if any(n < 0 for n in numbers):
         raise UsageError("lengths can't be negative")
-    return [n for n in lengths if n]
+    return numbers

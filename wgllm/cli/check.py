@@ -72,13 +72,14 @@ def check_command(model: str | None, report: str | None, device: str | None, as_
     from wgllm.backends.device import adapters, choose
     from wgllm.backends.webgpu import WebGpuExecutor
     from wgllm.check_report import Report
-    from wgllm.placement import open_device
+    from wgllm.placement import known_choices, open_device
 
     adapter = choose(adapters(), device, software=True)
     opened = open_device(adapter)
     say(f"checking {adapter}")
     made = Report(_facts(found, adapter, opened))
     executor = WebGpuExecutor(opened)
+    executor.choices = known_choices(opened)  # what models run with
     try:
         _check_kernels(executor, made)
         if model is not None:

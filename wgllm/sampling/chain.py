@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wgllm.errors import UsageError
+from wgllm.sampler_words import DeviceSampling
 from wgllm.sampling import samplers as s
 from wgllm.sampling.candidates import F32, Candidates, Ints
 from wgllm.sampling.dry import Breakers, breaker_tokens
+from wgllm.sampling.on_device import device_sampling
 from wgllm.sampling.params import SamplingParams
 from wgllm.sampling.rng import DRAW_WORD, XTC_WORD, uniform
 from wgllm.tokenizer import Tokenizer
@@ -64,6 +66,14 @@ class Sampler:
         if self._remembers:
             self._remember(token)
         return token
+
+    def on_device(self) -> DeviceSampling | None:
+        """How a device draws the same tokens, or None if it can't."""
+        if self._argmax:
+            return DeviceSampling(self.seed)
+        if self._bias or self.params.mirostat or self.params.greedy:
+            return None
+        return device_sampling(self.params, self.seed, [name for name, _ in self._links])
 
     def candidates(self, logits: F32) -> Candidates:
         """What the chain leaves of logits [V] for the next draw (mirostat: before its own cut)."""

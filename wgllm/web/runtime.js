@@ -22,7 +22,7 @@
  *     that get outputs, and what computes them.
  */
 
-const VERSION = 1;
+const VERSION = 2;
 
 /** Bytes of weights that are on their way to the device at a time. */
 const PIECE = 4 << 20;

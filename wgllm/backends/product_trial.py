@@ -1,0 +1,263 @@
+"""A product on a device, with random numbers: kernels for it are compared with NumPy, and timed."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from itertools import cycle, islice
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wgllm.backends.device import Copy, Device, OutOfDeviceMemory
+from wgllm.backends.native import Call
+from wgllm.backends.numpy import gelu_tanh, silu
+from wgllm.errors import DeviceError
+from wgllm.plan import ALIGNMENT
+from wgllm.product_shape import Choice, Product, Target, shape
+from wgllm.quant.packing import Layout
+from wgllm.wgsl import compose
+
+# A submission that is timed takes at least so long, unless it has so many dispatches.
+_BATCH_SECONDS, _LARGEST_BATCH = 0.002, 512
+# Cards at rest are slow: they are kept busy for so long before anything is timed.
+_WARM_SECONDS = 0.02
+_MOST_COPIES = 256
+# Numbers of 32 bits after which weights repeat: odd, so that no two rows are the same.
+_PATTERN = 1_000_003
+# Rows and outputs that are compared: the last ones, and some of the others.
+_LAST, _OTHERS = 32, 96
+# How far a number may be from NumPy's: of Σ |x w|, and relative.
+_DOT, _ELEMENT = 1e-6, 4e-6
+_EPS = 1e-5
+
+F64 = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def weight_layout(product: Product) -> Layout:
+    """Of the product's part of a matrix, packed."""
+    return product.format.layout(
+        product.parts * product.outputs * product.inputs // product.format.block_size
+    )
+
+
+class Arena:
+    """Weights on the device for every format and any place: whatever begins at a multiple of 16 bytes is a matrix."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        """``size``: bytes, a multiple of 256. Raises OutOfDeviceMemory."""
+        self.size = size
+        self.buffer = device.buffer(size, "weights to measure with")
+        # Each 16 bits are a float16 from 0.5 to 2 or from -2 to -0.5; as the upper half of a float32 one below 1.
+        halves = np.random.default_rng(1).integers(0, 1 << 16, 2 * _PATTERN, np.uint16)
+        self._bytes = (halves & np.uint16(0x87FF) | np.uint16(0x3800)).view(np.uint8)
+        n = self._bytes.size
+        pattern = None
+        try:
+            pattern = device.buffer(n, "a pattern")
+            device.write(pattern, 0, self._bytes)
+            device.submit(
+                [], [Copy(pattern, 0, min(n, size - at), self.buffer, at) for at in range(0, size, n)]
+            )
+            device.wait()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if pattern is not None:
+                pattern.destroy()
+
+    def rows(self, product: Product, rows: Ints) -> F64:
+        """Rows of the matrix [parts · outputs, inputs] that begins at byte 0."""
+        fmt, layout = product.format, weight_layout(product)
+        per_row = product.inputs // fmt.block_size
+        index = (rows[:, None] * per_row + np.arange(per_row)).reshape(-1, 1)
+        blocks = np.zeros((len(index), fmt.type_size), np.uint8)
+        for (start, stop), offset in zip(layout.planes, layout.offsets, strict=True):
+            at = 4 * offset + index * (stop - start) + np.arange(stop - start)
+            blocks[:, start:stop] = self._bytes[at % self._bytes.size]
+        numbers = np.empty((len(index), fmt.block_size), np.float32)
+        fmt.dequantize_blocks(blocks, numbers)
+        return numbers.reshape(len(rows), product.inputs).astype(np.float64)
+
+    def close(self) -> None:
+        self.buffer.destroy()
+
+
+class Kernel(NamedTuple):
+    """One that has made the right numbers."""
+
+    pipeline: Any
+    groups: int
+
+
+class Trial:
+    """A product with its numbers on a device; as a context manager, since it holds memory there."""
+
+    def __init__(self, device: Device, target: Target, product: Product, arena: Arena) -> None:
+        """Raises OutOfDeviceMemory."""
+        self.device = device
+        self.target = target
+        self.product = product
+        self._buffers = contextlib.ExitStack()
+        self._layout = device.pipeline_layout([name == "y" for name in product.bindings])
+        self._groups: list[Any] = []
+        self._batch = 0
+        rng = np.random.default_rng(2)
+        given = {
+            name: rng.random(size, np.float32) - np.float32(0.5)
+            for name, size in (
+                ("x", (product.rows, product.inputs)),
+                ("norm", product.inputs),
+                ("bias", product.outputs),
+                ("residual", (product.rows, product.outputs)),
+            )
+            if name in product.bindings
+        }
+        try:
+            self._size = 4 * product.rows * product.outputs
+            self._y = self._buffer("y")
+            self._nothing = self._buffer("nothing", np.full(self._size // 4, np.nan, np.float32))
+            self._result = self._buffer("results", readback=True)
+            self._bound = {"y": self._y, **{name: self._buffer(name, data) for name, data in given.items()}}
+            self._places = self._copies(arena)
+            self._compared = _expected(product, arena, given)
+            self._empty = statistics.median(device.seconds([]) for _ in range(5))
+        except BaseException:
+            self._buffers.close()
+            raise
+
+    def kernel(self, choice: Choice) -> Kernel | None:
+        """That of ``choice``; None if the device can't compile it, or makes something else with it.
+
+        Raises DeviceError when the device itself fails.
+        """
+        product = self.product
+        made = shape(product, self.target, choice)
+        constants = {
+            **made.constants,
+            **weight_layout(product).constants,
+            **({"EPS": _EPS} if product.before == "normed" else {}),
+            "OUT_WIDTH": product.outputs,
+        }
+        source = compose(*made.files, constants=constants, features=made.features)
+        try:
+            kernel = Kernel(self.device.pipeline(source, made.entry, self._layout), made.groups)
+            return kernel if self._is_right(kernel) else None
+        except OutOfDeviceMemory:
+            raise
+        except DeviceError:
+            self.device.wait()  # which fails too if it was not the shader's fault
+            return None
+
+    def seconds(self, kernel: Kernel) -> float:
+        """Of a dispatch, in one submission of many."""
+        if not self._batch:
+            self._choose_batch(kernel)
+        return max(self._run(kernel, self._batch), 1e-9) / self._batch
+
+    def _choose_batch(self, kernel: Kernel) -> None:
+        self._batch = 1
+        busy = 0.0
+        while busy < _WARM_SECONDS:
+            taken = self._run(kernel, self._batch)
+            busy += taken + self._empty
+            if taken < _BATCH_SECONDS and self._batch < _LARGEST_BATCH:
+                self._batch *= 2
+
+    def _run(self, kernel: Kernel, n: int) -> float:
+        calls = [Call(kernel.pipeline, group, kernel.groups) for group in islice(self._turns, n)]
+        return self.device.seconds(calls) - self._empty
+
+    def _is_right(self, kernel: Kernel) -> bool:
+        if not self._groups:  # all pipelines take them
+            self._groups = [
+                self.device.bind_group(kernel.pipeline, place, "a product") for place in self._places
+            ]
+            self._turns = cycle(self._groups)
+        self.device.submit([], [Copy(self._nothing, 0, self._size, self._y, 0)])
+        copy = Copy(self._y, 0, self._size, self._result, 0)
+        self.device.submit([Call(kernel.pipeline, self._groups[0], kernel.groups)], [copy])
+        got = self.device.mapped(self._result, self._size).view(np.float32)
+        got = got.reshape(self.product.rows, self.product.outputs)
+        if not np.isfinite(got).all():  # what was not written is NaN
+            return False
+        rows, outputs, want, allowed = self._compared
+        return bool((np.abs(got[np.ix_(rows, outputs)] - want) <= allowed).all())
+
+    def _copies(self, arena: Arena) -> list[list[tuple[Any, int, int]]]:
+        """The bindings with the weights at different places of the arena."""
+        size = 4 * weight_layout(self.product).size
+        step = -(-size // ALIGNMENT) * ALIGNMENT
+        n = max(1, min(_MOST_COPIES, (arena.size - size) // step + 1))
+        return [
+            [
+                (arena.buffer, i * step, size)
+                if name == "weights"
+                else (self._bound[name], 0, self._bound[name].size)
+                for name in self.product.bindings
+            ]
+            for i in range(n)
+        ]
+
+    def _buffer(self, name: str, data: NDArray[np.float32] | None = None, *, readback: bool = False) -> Any:
+        """As large as ``data``, or as y."""
+        size = self._size if data is None else data.nbytes
+        buffer = self.device.buffer(-(-size // 16) * 16, name, readback=readback)
+        self._buffers.callback(buffer.destroy)
+        if data is not None:
+            self.device.write(buffer, 0, data)
+        return buffer
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._buffers.close()
+
+
+class _Compared(NamedTuple):
+    rows: Ints
+    outputs: Ints
+    want: F64
+    """[rows, outputs]"""
+    allowed: F64
+    """How far from that they may be."""
+
+
+def _some(n: int) -> Ints:
+    """The last of n numbers, and some of the others, in order."""
+    last = n - np.arange(1, 1 + min(n, _LAST))
+    return np.unique(np.concatenate([last, np.random.default_rng(3).integers(0, n, _OTHERS)]))
+
+
+def _expected(product: Product, arena: Arena, given: dict[str, NDArray[np.float32]]) -> _Compared:
+    rows, outputs = _some(product.rows), _some(product.outputs)
+    x = given["x"][rows].astype(np.float64)
+    relative = 0.0
+    if product.before == "normed":
+        x = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + _EPS) * given["norm"]
+        relative = _ELEMENT
+    sums, errors = [], []
+    for part in range(product.parts):
+        w = arena.rows(product, outputs + part * product.outputs)
+        sums.append(x @ w.T)
+        errors.append(_DOT * (np.abs(x) @ np.abs(w).T) + relative * np.abs(sums[-1]))
+    want, allowed = sums[0], errors[0]
+    if product.parts == 2:
+        with np.errstate(over="ignore"):
+            activation = silu if product.after == "gated_silu" else gelu_tanh
+            active = activation(sums[0].astype(np.float32)).astype(np.float64)
+        want = active * sums[1]
+        # No slope of silu or gelu is above 1.13.
+        allowed = 1.13 * allowed * np.abs(sums[1]) + errors[1] * np.abs(active) + _ELEMENT * np.abs(sums[1])
+    if product.after.startswith("biased"):
+        want = want + given["bias"][outputs]
+    if product.after.endswith("added"):
+        want = want + given["residual"][np.ix_(rows, outputs)]
+    return _Compared(rows, outputs, want, allowed + _ELEMENT * np.abs(want))
