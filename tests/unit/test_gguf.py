@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tiny import tiny
 from tests.unit.gguf_builder import (
     BOOL,
     F32,
@@ -501,3 +502,13 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_other_formats_are_called_by_their_names(opened: Any, start: bytes, problem: str) -> None:
     with pytest.raises(ModelFileError, match=problem):
         opened(start + bytes(64))
+
+
+def test_a_tensor_that_is_forgotten_is_read_again() -> None:
+    with open_gguf(tiny("llama-tied.f32").path) as file:
+        for view in file.tensors.values():
+            before = view.array()
+            view.forget()
+            assert np.array_equal(view.array(), before)
+        last = view
+    last.forget()  # of a closed file nothing is left to do

@@ -15,7 +15,7 @@ from wgllm.formats.model_file import TensorView
 from wgllm.plan import Plan, Region
 
 # What wgpu holds back in staging buffers until it is told that they are done with.
-_STAGING = 64 << 20
+_STAGING = 16 << 20
 _SMALLEST_READBACK = 1 << 16
 
 
@@ -50,6 +50,8 @@ class GpuMemory:
                 written += piece.size
                 if progress:
                     progress(done + written, total)
+            for rows in fill.rows:
+                weights[rows.tensor].forget()
             done += fill.region.size
         self.device.wait()
         if progress:

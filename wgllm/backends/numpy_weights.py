@@ -185,6 +185,9 @@ def make_dense(
         except BaseException:  # a Ctrl-C too must not wait for the whole file
             stop = True
             raise
+    for m in chosen:
+        for view in m.views:
+            view.forget()
 
 
 def _dequantize(view: TensorView, start: int, out: F32) -> None:

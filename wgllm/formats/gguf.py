@@ -75,7 +75,7 @@ def _open_one(path: Path, maps: list[mmap.mmap]) -> tuple[Header, dict[str, Tens
     header = parse_header(buffer, path)
     data = np.frombuffer(buffer, np.uint8)
     tensors = {
-        name: TensorView(name, shape, fmt, data[start:stop])
+        name: TensorView(name, shape, fmt, data[start:stop], partial(_forget, mapped, start, stop))
         for name, shape, fmt, start, stop in header.tensors
     }
     return header, tensors
@@ -99,6 +99,15 @@ def _map(path: Path) -> mmap.mmap:
     except (OSError, ValueError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ModelFileError(path, "file", f"cannot be read: {reason}") from None
+
+
+def _forget(mapped: mmap.mmap, start: int, stop: int) -> None:
+    """Takes the pages that lie between two places out of memory, where the system lets us."""
+    start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if hasattr(mmap, "MADV_DONTNEED") and start < stop and not mapped.closed:
+        with contextlib.suppress(OSError):
+            mapped.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def _close(maps: Iterable[mmap.mmap]) -> None:

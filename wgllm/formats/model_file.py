@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from wgllm.quant import QuantFormat
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass(frozen=True)
 class TensorView:
     """A tensor as it lies in the file. Nothing is read until ``data`` is."""
@@ -24,6 +28,8 @@ class TensorView:
     format: QuantFormat
     data: NDArray[np.uint8]
     """The bytes, read-only and zero-copy: uint8 [nbytes]."""
+    forget: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    """Tells the system that the bytes need not be in memory: it reads them again when they are used again."""
 
     @property
     def size(self) -> int:
