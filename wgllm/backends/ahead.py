@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from wgllm.backends.device import Copy, Device, reported
 from wgllm.backends.gpu_memory import GpuMemory
 from wgllm.backends.gpu_state import GpuState
 from wgllm.backends.native import Call, PublicReadback, Readback
-from wgllm.plan import Dispatch, Part, Plan, Schedule, Width
+from wgllm.plan import Part, Plan, Schedule, Width
 from wgllm.sampler_words import DeviceSampling
 
 # More would make a stop wait longer, and help nobody.
@@ -24,16 +25,34 @@ _MOST = 2
 _TAKEN_BYTES = 8
 
 
+@dataclass(frozen=True)
+class Work:
+    """A schedule that is ready to run."""
+
+    width: Width
+    dispatches: Schedule
+    calls: Sequence[Call]
+    costs: Sequence[int]
+
+
 class Replays(Protocol):
     """What this needs of a program."""
 
-    def prepare(self, part: Part, rows: int, cells: int = 0) -> tuple[Width, Schedule, Sequence[Call]]:
+    def prepare(self, part: Part, rows: int, cells: int = 0) -> Work:
         """A schedule, ready to run."""
 
     def submit_all(
-        self, dispatches: Sequence[Dispatch], calls: Sequence[Call], copies: Sequence[Copy]
+        self, calls: Sequence[Call], costs: Sequence[int], cost: int, copies: Sequence[Copy]
     ) -> None:
-        """In submissions that are short enough; waits for none of them."""
+        """In submissions that are short enough; waits for none of them. ``cost`` is that of all."""
+
+
+class _Step(NamedTuple):
+    """All dispatches of a step."""
+
+    calls: list[Call]
+    costs: list[int]
+    cost: int
 
 
 class GpuSteps:
@@ -52,7 +71,7 @@ class GpuSteps:
         self._state = state
         self._free = deque(device.readback(_TAKEN_BYTES, "a token") for _ in range(_MOST))
         self._waiting: deque[Readback | PublicReadback] = deque()
-        self._steps: dict[tuple[Width, ...], tuple[Schedule, list[Call]]] = {}
+        self._made: dict[tuple[Width, Part], _Step] = {}
         self._part: Part = "greedy"
         self._slot = 0
         self._pos = 0
@@ -76,28 +95,22 @@ class GpuSteps:
         self._memory.check()
         readback = self._free[0]
         self._state.step(np.array([self._pos], np.int32), np.array([self._slot], np.int32))
-        dispatches, calls = self._work()
         taken = self._memory.buffers[self._sampling.taken.buffer]
-        self._program.submit_all(dispatches, calls, [Copy(taken, 0, _TAKEN_BYTES, readback.buffer, 0)])
+        self._program.submit_all(*self._step(), [Copy(taken, 0, _TAKEN_BYTES, readback.buffer, 0)])
         with reported("can't read a token"):
             readback.request()
         self._waiting.append(self._free.popleft())
         self._pos += 1
 
-    def _work(self) -> tuple[Schedule, list[Call]]:
-        """Of the whole step; the same for many steps."""
-        parts = [
-            self._program.prepare("body", 1, self._pos + 1),
-            self._program.prepare("tail", 1),
-            self._program.prepare(self._part, 1),
-        ]
-        widths = tuple(width for width, _, _ in parts)
-        if widths not in self._steps:
-            self._steps[widths] = (
-                tuple(d for _, dispatches, _ in parts for d in dispatches),
-                [c for _, _, calls in parts for c in calls],
-            )
-        return self._steps[widths]
+    def _step(self) -> _Step:
+        """The same for many positions."""
+        body = self._program.prepare("body", 1, self._pos + 1)
+        if (body.width, self._part) not in self._made:
+            parts = [body, self._program.prepare("tail", 1), self._program.prepare(self._part, 1)]
+            costs = [cost for part in parts for cost in part.costs]
+            step = _Step([call for part in parts for call in part.calls], costs, sum(costs))
+            self._made[body.width, self._part] = step
+        return self._made[body.width, self._part]
 
     def take(self, interrupt: Callable[[], None] | None = None) -> int | None:
         """The token that the oldest step chose, or None if its logits held a NaN or an infinity.
@@ -126,4 +139,4 @@ class GpuSteps:
         for readback in self._free:
             readback.buffer.destroy()
         self._free.clear()
-        self._steps.clear()
+        self._made.clear()

@@ -219,7 +219,7 @@ class Device:
 
     def hand_over(self, commands: Any) -> None:
         """Submits a GPUCommandBuffer. Some drivers let it wait for what was submitted before."""
-        with reported("the graphics card refused a step"), self.waited.counted_unless_busy():
+        with reported("the graphics card refused a step"):
             self.handle.queue.submit([commands])
 
     def seconds(self, calls: Sequence[Call]) -> float:

@@ -27,27 +27,18 @@ class Call(NamedTuple):
 
 
 class Waited:
-    """How long the host has waited for a device."""
+    """What asking a device whether it is ready has taken, in seconds of this thread's processor."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def counted_unless_busy(self) -> Iterator[None]:
-        """Only what this thread does not compute itself."""
-        started, busy = time.perf_counter(), time.thread_time()
-        try:
-            yield
-        finally:
-            self.seconds += max(0.0, time.perf_counter() - started - (time.thread_time() - busy))
+            self.seconds += time.thread_time() - started
 
 
 class Native:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wgllm.backends.ahead import GpuSteps
+from wgllm.backends.ahead import GpuSteps, Work
 from wgllm.backends.base import Array, Ints, LoadOptions, Trace
 from wgllm.backends.device import Copy, Device
 from wgllm.backends.fills import Bytes
@@ -26,7 +26,7 @@ from wgllm.fuse import PASSES
 from wgllm.graph import OUT_ROWS, ROWS, SLOTS, Graph
 from wgllm.lowering import PlanOptions, lower, prepared, products
 from wgllm.ops import Dim
-from wgllm.plan import Dispatch, Limits, Part, Plan, PlanError, Region, Schedule, Width
+from wgllm.plan import Dispatch, Limits, Part, Plan, PlanError, Region, Width
 from wgllm.product_shape import Choice, Product, Target
 
 # A submission should take about this long: a cancel is seen between two, and systems reset a card that is busy for
@@ -106,11 +106,9 @@ class WebGpuExecutor:
 class _Stage:
     """A body or a tail that is ready to run."""
 
-    width: Width
     rows: int
     """That count; the others are padding."""
-    dispatches: Schedule
-    calls: Sequence[Call]
+    work: Work
 
 
 class WebGpuProgram(KeepsState[GpuState]):
@@ -130,7 +128,7 @@ class WebGpuProgram(KeepsState[GpuState]):
         self.options = options
         self._pipelines = Pipelines(device, plan)
         self._bind_groups: dict[tuple[int, tuple[Region, ...]], object] = {}
-        self._calls: dict[Width, list[Call]] = {}
+        self._prepared: dict[Width, Work] = {}
         self._pace = _FIRST_PACE
         self._weight_bytes = {t.name: weights[t.name].nbytes for t in graph.of_kind("weight")}
         self._steps: GpuSteps | None = None
@@ -209,22 +207,23 @@ class WebGpuProgram(KeepsState[GpuState]):
     def _stage(self, part: Part, inputs: Mapping[str, Array | Ints], mine: slice, cells: int = 0) -> _Stage:
         """A body or a tail for the rows ``mine``, with its inputs written. Those of what runs first go first."""
         rows = mine.stop - mine.start
-        width, dispatches, calls = self.prepare(part, rows, cells)
+        work = self.prepare(part, rows, cells)
         for name, value in self.plan.inputs.items():
             if value.part == part:
-                padded = np.full((width.rows, value.row // 4), value.pad, _DTYPES[value.dtype])
+                padded = np.full((work.width.rows, value.row // 4), value.pad, _DTYPES[value.dtype])
                 padded[:rows] = np.asarray(inputs[name][mine]).reshape(rows, -1)
                 self._memory.write(value.region, padded)
-        return _Stage(width, rows, dispatches, calls)
+        return _Stage(rows, work)
 
-    def prepare(self, part: Part, rows: int, cells: int = 0) -> tuple[Width, Schedule, Sequence[Call]]:
+    def prepare(self, part: Part, rows: int, cells: int = 0) -> Work:
         """A schedule, ready to run."""
         width, dispatches = self.plan.schedule(part, rows, cells)
-        if width not in self._calls:
-            self._calls[width] = [self._call(d) for d in dispatches]
+        if width not in self._prepared:
+            work = Work(width, dispatches, [self._call(d) for d in dispatches], [d.cost for d in dispatches])
+            self._prepared[width] = work
             if self._profile is not None:
-                self._profile.know(width, dispatches, self._calls[width])
-        return width, dispatches, self._calls[width]
+                self._profile.know(width, dispatches, work.calls)
+        return self._prepared[width]
 
     def _call(self, dispatch: Dispatch) -> Call:
         pipeline = self._pipelines[dispatch.kernel]
@@ -247,7 +246,7 @@ class WebGpuProgram(KeepsState[GpuState]):
             (name, value, stage.rows)
             for stage in stages
             for name, value in self.plan.outputs.items()
-            if value.part == stage.width.part
+            if value.part == stage.work.width.part
         ]
         parts = [(value.region, rows * value.row) for _, value, rows in wanted]
         if trace is None:
@@ -268,12 +267,12 @@ class WebGpuProgram(KeepsState[GpuState]):
     ) -> Bytes:
         """In submissions that are short at the pace of late; returns what ``copies`` copied in the end."""
         data = np.empty(0, np.uint8)
-        for calls, cost, ends in self._short(
-            [d for stage in stages for d in stage.dispatches], [c for stage in stages for c in stage.calls]
-        ):
+        work = [stage.work for stage in stages]
+        calls, costs = [c for w in work for c in w.calls], [c for w in work for c in w.costs]
+        for part, cost, ends in self._short(calls, costs, sum(costs)):
             self._memory.check()
             started = time.perf_counter()
-            self._queue.submit(calls, copies if ends else ())
+            self._queue.submit(part, copies if ends else ())
             if ends and copies:
                 data = self._memory.collect(copies)
             else:
@@ -284,11 +283,11 @@ class WebGpuProgram(KeepsState[GpuState]):
         return data
 
     def submit_all(
-        self, dispatches: Sequence[Dispatch], calls: Sequence[Call], copies: Sequence[Copy]
+        self, calls: Sequence[Call], costs: Sequence[int], cost: int, copies: Sequence[Copy]
     ) -> None:
         """In submissions that are short at the pace of late; waits for none of them."""
         self._memory.check()
-        for part, _, ends in self._short(dispatches, calls):
+        for part, _, ends in self._short(calls, costs, cost):
             self._queue.submit(part, copies if ends else ())
 
     @property
@@ -297,19 +296,21 @@ class WebGpuProgram(KeepsState[GpuState]):
         return self._profile or self.device
 
     def _short(
-        self, dispatches: Sequence[Dispatch], calls: Sequence[Call]
+        self, calls: Sequence[Call], costs: Sequence[int], whole: int
     ) -> Iterator[tuple[Sequence[Call], int, bool]]:
-        """``calls`` in parts that are short at the pace of late, what each costs, and whether it is the last."""
+        """``calls``, which cost ``whole``, in parts that are short at the pace of late, each with its cost and whether
+        it is the last."""
+        most = self._pace * _SUBMISSION_SECONDS
+        if whole <= most:
+            yield calls, whole, True
+            return
         first = 0
-        while True:
+        while first < len(calls):
             last, cost = first, 0
-            most = self._pace * _SUBMISSION_SECONDS
-            while last < len(calls) and (cost == 0 or cost + dispatches[last].cost <= most):
-                cost += dispatches[last].cost
+            while last < len(calls) and (cost == 0 or cost + costs[last] <= most):
+                cost += costs[last]
                 last += 1
             yield calls[first:last], cost, last == len(calls)
-            if last == len(calls):
-                return
             first = last
 
     def _learn_pace(self, cost: int, seconds: float) -> None:
@@ -320,10 +321,10 @@ class WebGpuProgram(KeepsState[GpuState]):
 
     def _run_traced(self, stage: _Stage, trace: Trace, interrupt: Callable[[], None] | None) -> None:
         """One node at a time, each followed by its result."""
-        nodes = iter(zip(stage.dispatches, stage.calls, strict=True))
+        nodes = iter(zip(stage.work.dispatches, stage.work.calls, strict=True))
         waiting = next(nodes, None)
         for i, (node, planned) in enumerate(zip(self.graph.nodes, self.plan.nodes, strict=True)):
-            if planned.part != stage.width.part:
+            if planned.part != stage.work.width.part:
                 continue
             calls = []
             while waiting is not None and waiting[0].node == i:
@@ -347,7 +348,7 @@ class WebGpuProgram(KeepsState[GpuState]):
                 return self._memory.read(region, positions.nbytes).view(np.int32).reshape(positions.shape)
             return np.stack([self._state.read_cells(tensor, s) for s in range(self.options.sizes[SLOTS])])
         sizes = {
-            **{n: min(size, stage.width.cells) for n, size in self.options.sizes.items()},
+            **{n: min(size, stage.work.width.cells) for n, size in self.options.sizes.items()},
             ROWS: stage.rows,
             OUT_ROWS: stage.rows,
         }
@@ -383,7 +384,7 @@ class WebGpuProgram(KeepsState[GpuState]):
         if self._steps is not None:
             self._steps.close()
             self._steps = None
-        self._calls.clear()
+        self._prepared.clear()
         self._bind_groups.clear()
         self._pipelines.close()
         self._memory.close()

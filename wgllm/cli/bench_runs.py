@@ -135,23 +135,22 @@ class Bench:
         return speed
 
     def _generate(self, tokens: list[int], count: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Tokens per second of reading and of making, and the seconds of each that no device was waited for."""
-        waited = [self._waited()]
+        """Tokens per second of reading and of making, and the seconds that the processor worked for each."""
+        busy = [self._busy()]
         for event in run_request(self.engine, Request(tokens, count, _GREEDY, ignore_eos=True)):
-            if event.token_id is not None and len(waited) == 1:
-                waited.append(self._waited())
+            if event.token_id is not None and len(busy) == 1:
+                busy.append(self._busy())
             last = event
-        waited.append(self._waited())
+        busy.append(self._busy())
         assert last.stats is not None
         stats = last.stats
-        host = {
-            "pp": stats.prefill_seconds - (waited[1] - waited[0]),
-            "tg": stats.decode_seconds - (waited[-1] - waited[1]),
-        }
+        host = {"pp": busy[1] - busy[0], "tg": busy[-1] - busy[1]}
         return {"pp": stats.prefill_rate, "tg": stats.decode_rate}, host
 
-    def _waited(self) -> float:
-        return self.device.waited.seconds if self.device is not None else 0.0
+    def _busy(self) -> float:
+        """Seconds of this thread's processor, without those in which it asked a device whether it is ready."""
+        waited = self.device.waited.seconds if self.device is not None else 0.0
+        return time.thread_time() - waited
 
     # Beside the CPU
 
