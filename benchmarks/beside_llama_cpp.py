@@ -1,7 +1,8 @@
-"""wgllm on NumPy beside llama-cpp-python on the same cores, in the same run.
+"""wgllm beside llama-cpp-python on the same cores or the same graphics card, in the same run.
 
-Needs ``pip install llama-cpp-python`` (built natively, so that it uses what the CPU has).
-usage: python benchmarks/beside_llama_cpp.py [--model NAME|PATH] [--prompt 128,512] [--gen 32] [--rounds 5]
+Needs ``pip install llama-cpp-python``: for NumPy built natively, so that it uses what the CPU has; for a graphics card
+with ``CMAKE_ARGS=-DGGML_VULKAN=ON`` (it takes a software adapter only with ``GGML_VK_VISIBLE_DEVICES=0``).
+usage: python benchmarks/beside_llama_cpp.py [--model NAME|PATH] [--backend numpy|webgpu] [--prompt 128,512] …
 
 The two take turns, so that a machine whose speed drifts is the same for both; the median of the ratios is told.
 """
@@ -48,6 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--backend", default="numpy", choices=("numpy", "webgpu"))
     parser.add_argument("--prompt", default="128,512")
     parser.add_argument("--gen", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -68,14 +70,15 @@ def main() -> None:
         n_batch=512,
         n_threads=cores,
         n_threads_batch=cores,
-        n_gpu_layers=0,
+        n_gpu_layers=-1 if args.backend == "webgpu" else 0,
         verbose=False,
     )
     print(
         f"{platform.processor() or platform.machine()}, {cores} cores, llama-cpp-python {llama_cpp.__version__}"
     )
     print(f"{path.name}: median of {args.rounds} rounds, wgllm / llama.cpp")
-    with load(path, ctx_size=ctx) as llm:
+    with load(path, ctx_size=ctx, backend=args.backend) as llm:
+        print(llm.where)
         engine = llm.engine
         assert isinstance(engine, Engine)
         for n in lengths:

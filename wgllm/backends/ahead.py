@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from wgllm import debug
 from wgllm.backends.device import Copy, Device, reported
 from wgllm.backends.gpu_memory import GpuMemory
 from wgllm.backends.gpu_state import GpuState
@@ -20,8 +21,6 @@ from wgllm.backends.native import Call, PublicReadback, Readback
 from wgllm.plan import Part, Plan, Schedule, Width
 from wgllm.sampler_words import DeviceSampling
 
-# More would make a stop wait longer, and help nobody.
-_MOST = 2
 _TAKEN_BYTES = 8
 
 
@@ -58,18 +57,17 @@ class _Step(NamedTuple):
 class GpuSteps:
     """``StepsAhead`` of a program."""
 
-    most = _MOST
-
     def __init__(
         self, program: Replays, device: Device, plan: Plan, memory: GpuMemory, state: GpuState
     ) -> None:
         assert plan.sampling is not None
+        self.most = max(1, debug.steps_ahead())
         self._program = program
         self._plan = plan
         self._sampling = plan.sampling
         self._memory = memory
         self._state = state
-        self._free = deque(device.readback(_TAKEN_BYTES, "a token") for _ in range(_MOST))
+        self._free = deque(device.readback(_TAKEN_BYTES, "a token") for _ in range(self.most))
         self._waiting: deque[Readback | PublicReadback] = deque()
         self._made: dict[tuple[Width, Part], _Step] = {}
         self._part: Part = "greedy"
