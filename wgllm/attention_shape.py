@@ -7,11 +7,11 @@ split, and ``attention_reduce`` puts the results of the splits together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from wgllm.plan import Limits, PlanError
+from wgllm.plan import Limits, PlanError, step_widths
 from wgllm.quant.state_words import state_layout
 from wgllm.wgsl import Constant, Renamed
 
@@ -129,14 +129,9 @@ def most_scratch(node: Attention, limits: Limits, *, software: bool = False) -> 
     """
     return max(
         attention_shape(replace(node, rows=rows, seen=seen), limits, software=software).scratch
-        for rows in _widths(node.rows)
-        for seen in _widths(node.seen)
+        for rows in step_widths(node.rows)
+        for seen in step_widths(node.seen)
     )
-
-
-def _widths(most: int) -> Iterator[int]:
-    yield from (1 << i for i in range((most - 1).bit_length()))
-    yield most
 
 
 def _decode(node: Attention, limits: Limits, software: bool) -> tuple[dict[str, Constant], int]:

@@ -54,7 +54,7 @@ def kernel_cases() -> Iterator[Case]:
     # Sizes at which a card's kernels take larger tiles.
     yield _awkward_products(format_by_name("Q4_0"), (1024, 2048, 4096), rows=(1, 2, 4, 256))
     yield _awkward_products(format_by_name("Q8_0"), (33, 2048, 4096), width=2048, rows=(1, 2, 4))
-    yield _awkward_products(format_by_name("Q4_K"), (33,), width=8192, rows=(1, 4))
+    yield _awkward_products(format_by_name("Q4_K"), (33,), width=8192, rows=(1, 4, 33))
     for name in ("F32", "F16", "BF16"):
         yield _odd_widths(format_by_name(name))
     yield _element_case("elements", width=31, rows=(1, 7, 33))

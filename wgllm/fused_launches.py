@@ -7,15 +7,15 @@ so that a product of queries, keys and values is one dispatch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from wgllm.attention_shape import Attention, attention_shape, most_scratch
 from wgllm.graph import Graph, Node
-from wgllm.launches import Context, Launch, Shader, Stack, format_of, matrix, vectors
+from wgllm.launches import Context, Launch, Shader, Shard, Stack, format_of, matrix, vectors
 from wgllm.plan import Region
-from wgllm.product_shape import After, Before, Product, shape, worth_fusing
+from wgllm.product_shape import After, Before, Product, most_partial_sums, shape, worth_fusing
 from wgllm.quant.state_words import state_layout
 from wgllm.wgsl import Constant, Renamed
 
@@ -44,17 +44,16 @@ def _product(
     bias: Region | None = None,
     residual: Region | None = None,
 ) -> Iterator[Launch]:
-    """Writes columns of y from ``first`` on; a dispatch for each shard of the stack. Without a gate the matrices of a
-    pair make columns side by side."""
-    fmt, shards = c.shards(stack)
-    side_by_side = stack.paired and not after.startswith("gated")
-    for shard in shards:
-        outputs = shard.count * (len(stack.tensors) if side_by_side else 1)
-        product = Product(c.width.rows, rows.inputs, outputs, fmt, before, after)
+    """Writes columns of y from ``first`` on; a dispatch for each shard of the stack, or two where inputs are split.
+    Without a gate the matrices of a pair make columns side by side."""
+    for shard, product in _of_shards(c, stack, rows.inputs, before, after):
         chosen = shape(product, c.places.target)
         part = None
         if bias is not None:
             part = Region(bias.buffer, bias.offset + 4 * shard.first, _up16(4 * shard.count))
+        sums = None
+        if chosen.scratch:
+            sums = c.places.scratch(c.node, "partial_sums")._replace(size=_up16(chosen.scratch))
         given = {
             "weights": shard.region,
             "x": rows.x,
@@ -62,24 +61,49 @@ def _product(
             "norm": norm,
             "bias": part,
             "residual": residual,
+            "partial_sums": sums,
         }
-        bindings = [region for name in product.bindings if (region := given[name]) is not None]
+        place = {"OUT_WIDTH": rows.width, "OUT_FIRST": first + shard.first}
         yield Launch(
             chosen.files,
             chosen.entry,
-            {
-                **chosen.constants,
-                **shard.layout.constants,
-                **(constants or {}),
-                "OUT_WIDTH": rows.width,
-                "OUT_FIRST": first + shard.first,
-            },
-            bindings,
+            {**place, **chosen.constants, **shard.layout.constants, **(constants or {})},
+            _bound(given, chosen.bindings),
             chosen.groups,
             product.multiplications,
             chosen.features,
             product,
         )
+        if (reduce := chosen.reduce) is not None:
+            yield Launch(
+                reduce.files,
+                reduce.entry,
+                {**place, **reduce.constants},
+                _bound(given, reduce.bindings),
+                reduce.groups,
+                product.rows * product.outputs,
+            )
+
+
+def _bound(given: Mapping[str, Region | None], names: Sequence[str]) -> list[Region]:
+    return [region for name in names if (region := given[name]) is not None]
+
+
+def _of_shards(
+    c: Context, stack: Stack, inputs: int, before: Before = "plain", after: After = "plain"
+) -> Iterator[tuple[Shard, Product]]:
+    fmt, shards = c.shards(stack)
+    side_by_side = stack.paired and not after.startswith("gated")
+    for shard in shards:
+        outputs = shard.count * (len(stack.tensors) if side_by_side else 1)
+        yield shard, Product(c.width.rows, inputs, outputs, fmt, before, after)
+
+
+def _partial_sums(c: Context, stacks: Iterable[Stack], inputs: int) -> dict[str, int]:
+    """Scratch of products of plain rows."""
+    target = c.places.target
+    most = max(most_partial_sums(p, target) for stack in stacks for _, p in _of_shards(c, stack, inputs))
+    return {"partial_sums": most} if most else {}
 
 
 # matmul, matmul_add
@@ -93,6 +117,11 @@ def _matmul(c: Context) -> Iterator[Launch]:
     yield from _product(
         c, Stack((w,)), rows, after="plain" if residual is None else "added", residual=residual
     )
+
+
+def _matmul_scratch(c: Context) -> Mapping[str, int]:
+    x, w = c.node.inputs[:2]
+    return _partial_sums(c, [Stack((w,))], c.shape(x)[1])
 
 
 # norm_matmul
@@ -170,17 +199,23 @@ def _norm_constants(attrs: Mapping[str, float]) -> dict[str, Constant]:
 
 
 def _norm_matmul_scratch(c: Context) -> Mapping[str, int]:
-    # Kernels that take few rows with their norm do so in narrower schedules too.
-    return {} if _takes_norm(c) else {"normed": 4 * c.numbers(c.node.inputs[0])}
+    if _takes_norm(c):  # in narrower schedules too
+        return {}
+    stacks = [run.stack for run in _runs(c.places.graph, c.node)]
+    return _normed_scratch(c) | _partial_sums(c, stacks, c.shape(c.node.inputs[0])[1])
+
+
+def _normed_scratch(c: Context) -> dict[str, int]:
+    return {"normed": 4 * c.numbers(c.node.inputs[0])}
 
 
 # norm_gated
 
 
 def _norm_gated(c: Context) -> Iterator[Launch]:
-    x, norm, gate, up = c.node.inputs
+    x, norm = c.node.inputs[:2]
     (out,) = c.node.outputs
-    stack = Stack((gate, up), paired=True)
+    stack = _pair(c.node)
     after: After = "gated_silu" if c.node.attrs["activation"] == "silu" else "gated_gelu_tanh"
     rows = _Rows(c.region(x), c.shape(x)[1], c.region(out), c.shape(out)[1])
     if _takes_norm(c):
@@ -192,7 +227,7 @@ def _norm_gated(c: Context) -> Iterator[Launch]:
     normed = _normed(c)
     yield _rms_norm(c, normed)
     rows = _Rows(normed, rows.inputs, rows.y, rows.width)
-    if len(c.shards(stack)[1]) > 1 or c.shape(x)[1] % 32:
+    if not _both_at_once(c):
         yield from _product(c, stack, rows, after=after)
         return
     # Tiled products have no gate: both parts side by side, and then together.
@@ -205,10 +240,25 @@ def _norm_gated(c: Context) -> Iterator[Launch]:
 
 
 def _norm_gated_scratch(c: Context) -> Mapping[str, int]:
-    return {
-        **_norm_matmul_scratch(c),
-        **({} if _takes_norm(c) else {"both": 8 * c.numbers(c.node.outputs[0])}),
-    }
+    if _takes_norm(c):
+        return {}
+    if not _both_at_once(c):
+        return _normed_scratch(c)
+    return (
+        _normed_scratch(c)
+        | {"both": 8 * c.numbers(c.node.outputs[0])}
+        | _partial_sums(c, [_pair(c.node)], c.shape(c.node.inputs[0])[1])
+    )
+
+
+def _pair(node: Node) -> Stack:
+    """Gate and up."""
+    return Stack(node.inputs[2:4], paired=True)
+
+
+def _both_at_once(c: Context) -> bool:
+    """Whether a product without a gate can make both parts."""
+    return len(c.shards(_pair(c.node))[1]) == 1 and c.shape(c.node.inputs[0])[1] % 32 == 0
 
 
 # norm_add, rope_write
@@ -318,8 +368,8 @@ def _up16(n: int) -> int:
 
 
 FUSED: Mapping[str, Shader] = {
-    "matmul": Shader(_matmul, matrix(1)),
-    "matmul_add": Shader(_matmul, matrix(1)),
+    "matmul": Shader(_matmul, matrix(1), scratch=_matmul_scratch),
+    "matmul_add": Shader(_matmul, matrix(1), scratch=_matmul_scratch),
     "norm_matmul": Shader(
         _norm_matmul,
         lambda graph, node: [run.stack for run in _runs(graph, node)],
@@ -331,7 +381,7 @@ FUSED: Mapping[str, Shader] = {
     ),
     "norm_gated": Shader(
         _norm_gated,
-        lambda graph, node: [Stack(node.inputs[2:4], paired=True)],
+        lambda graph, node: [_pair(node)],
         lambda graph, node: [node.inputs[1:2]],
         _norm_gated_scratch,
     ),

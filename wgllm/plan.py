@@ -331,6 +331,12 @@ def in_bytes(n: int) -> str:
     return f"{n / size:,.0f} {unit}"
 
 
+def step_widths(most: int) -> Iterator[int]:
+    """Rows, or cells, that schedules may be made for in a plan for ``most``: powers of two, and ``most``."""
+    yield from (1 << i for i in range((most - 1).bit_length()))
+    yield most
+
+
 def _round_up(n: int, least: int, most: int) -> int:
     """The next power of two, between ``least`` and ``most``."""
     return min(most, max(least, 1 << (n - 1).bit_length()))

@@ -4,20 +4,24 @@
 
 - ``matvec``: one invocation per number; any width
 - ``matvec_wide``: a workgroup per few outputs of few rows, on graphics cards
-- ``matmul``: tiles in workgroup memory, for many rows on graphics cards
+- ``matmul``: tiles in workgroup memory, for many rows on graphics cards; where tiles are few, their inputs in parts
+  (split-K), which ``matmul_reduce`` adds up
 - ``matmul_software``: tiles in registers, on processors that imitate a card
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from wgllm.plan import Limits, PlanError
+from wgllm.plan import Limits, PlanError, step_widths
 from wgllm.quant import QuantFormat
 
 KernelName = Literal["matvec", "matvec_wide", "matmul", "matmul_software"]
+REDUCE = "matmul_reduce"
+"""The kernel of the second dispatch of a product in splits."""
 Before = Literal["plain", "normed"]
 After = Literal["plain", "biased", "added", "biased_added", "gated_silu", "gated_gelu_tanh"]
 
@@ -27,8 +31,13 @@ _FEW_ROWS = 8
 # A card with fewer workgroups than this has idle cores.
 _MANY_TILES = 64
 _MANY_WORKGROUPS = 1024
+# More workgroups than this gain nothing by more splits. It bounds partial sums too: to 4 MiB.
+_MOST_PARTS = 256
+# The least groups of 32 inputs for a split, and those that are worth a second dispatch even where none was measured.
+_SPLIT_GROUPS, _SURE_SPLIT_GROUPS = 8, 16
 # Software has few cores: as many workgroups as this share the work among them.
 _SOFTWARE_WORKGROUPS = 16
+_REDUCE_WORKGROUP = 64
 
 
 class ShapeError(PlanError):
@@ -83,6 +92,12 @@ class Choice:
     outputs: int = 1
     """Of a tile of ``matvec_wide`` or ``matmul``, else of an invocation."""
     subgroups: bool = False
+    splits: int = 1
+    """Parts of the inputs, each with workgroups of its own; of ``matmul``."""
+
+
+_TILES = (Choice("matmul", 64, 4, 32), Choice("matmul", 256, 4, 64), Choice("matmul", 128, 8, 64))
+_SMALL_TILE, _, _LARGE_TILE = _TILES
 
 
 @dataclass(frozen=True)
@@ -99,19 +114,38 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a plan needs to know of a product's dispatch."""
+class Reduce:
+    """The dispatch that adds partial sums up, and writes y."""
 
     files: tuple[str, ...]
     entry: str
     constants: dict[str, int]
-    """But for those of the format's planes, the norm, and where in y the outputs lie."""
+    """But for where in y the outputs lie."""
+    bindings: tuple[str, ...]
+    """What is bound, by number."""
+    groups: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan needs to know of a product's dispatch; of both of them, where it is in splits."""
+
+    files: tuple[str, ...]
+    entry: str
+    constants: dict[str, int]
+    """But for those of the format's planes, the norm, and where in y the outputs lie; what stands here of that, for
+    partial sums, overrules it."""
+    bindings: tuple[str, ...]
+    """What is bound, by number: ``Product.bindings``, or weights, x and partial_sums."""
     features: tuple[str, ...]
     """Of WGSL."""
     groups: int
     """Workgroups; kernels do with fewer."""
     memory: int
     """Bytes of workgroup memory."""
+    scratch: int = 0
+    """Bytes of partial sums; 0 without."""
+    reduce: Reduce | None = None
 
 
 def shape(product: Product, target: Target, choice: Choice | None = None) -> Shape:
@@ -123,7 +157,7 @@ def shape(product: Product, target: Target, choice: Choice | None = None) -> Sha
         f"kernels/{chosen.kernel}.wgsl",
         product.format.wgsl,
         f"inputs/{product.before}.wgsl",
-        f"outputs/{product.after}.wgsl",
+        f"outputs/{'plain' if chosen.splits > 1 else product.after}.wgsl",
     ]
     if chosen.kernel == "matvec_wide":
         files.append(f"lanes/sums_{'subgroups' if chosen.subgroups else 'workgroup'}.wgsl")
@@ -133,17 +167,42 @@ def shape(product: Product, target: Target, choice: Choice | None = None) -> Sha
         tuple(files),
         chosen.kernel,
         {"ROWS": product.rows, "INPUTS": product.inputs, "OUTPUTS": product.outputs}
-        | _tile_constants(chosen, target),
+        | _tile_constants(chosen, target)
+        | _split_constants(product, chosen),
+        product.bindings if chosen.splits == 1 else ("weights", "x", "partial_sums"),
         ("subgroups",) if chosen.subgroups else (),
-        min(_tiles(product, chosen), target.limits.workgroups),
+        min(_tiles(product, chosen) * chosen.splits, target.limits.workgroups),
         _memory(product, chosen),
+        _scratch(product, chosen),
+        _reduce(product, target, chosen) if chosen.splits > 1 else None,
+    )
+
+
+def most_partial_sums(product: Product, target: Target) -> int:
+    """Bytes of partial sums that suffice for all widths of step up to the product's rows, whatever is chosen."""
+    return 0 if target.software else _most_partial_sums(product, target.limits)
+
+
+@functools.lru_cache(maxsize=256)  # the layers of a model are alike
+def _most_partial_sums(product: Product, limits: Limits) -> int:
+    return max(
+        _scratch(narrower, replace(tile, splits=splits))
+        for narrower in (replace(product, rows=rows) for rows in step_widths(product.rows))
+        for tile in _TILES
+        for splits in _splits(narrower, Target(limits), tile)
     )
 
 
 def _measured(product: Product, target: Target) -> Choice | None:
     """What the device is known to do best, if it may be done with these rows and limits."""
     choice = target.choices.get(product.bucket)
-    return None if choice is None or _problem(product, target, choice) else choice
+    if (
+        choice is None
+        or _problem(product, target, choice)
+        or choice.splits not in _splits(product, target, choice)
+    ):
+        return None
+    return choice
 
 
 def default(product: Product, target: Target) -> Choice:
@@ -153,9 +212,8 @@ def default(product: Product, target: Target) -> Choice:
     if target.software:
         return _software(product, target)
     if product.rows > _FEW_ROWS and product.parts == 1 and product.before == "plain":
-        large = Choice("matmul", 128, 8, 64)
-        fits = not _problem(product, target, large) and _tiles(product, large) >= _MANY_TILES
-        return large if fits else Choice("matmul", 64, 4, 32)
+        fits = not _problem(product, target, _LARGE_TILE) and _tiles(product, _LARGE_TILE) >= _MANY_TILES
+        return _LARGE_TILE if fits else _in_splits(product, target, _SMALL_TILE)
     groups = product.inputs // _GROUP
     workgroup = 32 if groups < 64 else 64 if groups < 256 else 128
     outputs = 4
@@ -169,10 +227,11 @@ def default(product: Product, target: Target) -> Choice:
 def candidates(product: Product, target: Target) -> Iterator[Choice]:
     """Choices that are worth measuring, ``default`` first."""
     first = default(product, target)
-    tiles = [Choice("matmul", 64, 4, 32), Choice("matmul", 256, 4, 64), Choice("matmul", 128, 8, 64)]
     if first.kernel == "matmul":
         # Kernels for few rows lose by far where there are many, and may keep a card busy for seconds.
-        yield from dict.fromkeys((first, *(c for c in tiles if not _problem(product, target, c))))
+        tiles = [tile for tile in _TILES if not _problem(product, target, tile)]
+        split = (replace(tile, splits=n) for tile in tiles for n in _splits(product, target, tile))
+        yield from dict.fromkeys((first, *split))
         return
     found = [first, Choice("matvec")]
     rows = min(_power_of_two(product.rows), 8)
@@ -183,7 +242,7 @@ def candidates(product: Product, target: Target) -> Iterator[Choice]:
                     Choice("matmul_software", workgroup, rows, outputs, subgroups),
                     Choice("matvec_wide", workgroup, min(rows, 4), outputs, subgroups),
                 ]
-    for choice in dict.fromkeys(found + tiles):
+    for choice in dict.fromkeys((*found, *_TILES)):
         # Kernels of the other kind of device lose by far.
         other = "matvec_wide" if target.software else "matmul_software"
         if choice.kernel != other and not _problem(product, target, choice):
@@ -209,6 +268,26 @@ def _software(product: Product, target: Target) -> Choice:
     return choice
 
 
+def _splits(product: Product, target: Target, choice: Choice) -> Iterator[int]:
+    """The numbers of splits that a plan may have with the tile of ``choice``: 1, and more where tiles are few."""
+    yield 1
+    for splits in (2, 4, 8) if product.rows > _FEW_ROWS else ():
+        few = _tiles(product, choice) * splits <= _MOST_PARTS
+        long = product.inputs // _GROUP >= splits * _SPLIT_GROUPS
+        if few and long and not _problem(product, target, replace(choice, splits=splits)):
+            yield splits
+
+
+def _in_splits(product: Product, target: Target, tile: Choice) -> Choice:
+    """``tile`` with as many splits as clearly help on a card: it has cores for all parts, and these are long."""
+    best = tile
+    for splits in _splits(product, target, tile):
+        parts, groups = _tiles(product, tile) * splits, product.inputs // _GROUP
+        if parts <= _MANY_TILES and groups >= splits * _SURE_SPLIT_GROUPS:
+            best = replace(tile, splits=splits)
+    return best
+
+
 def _tile_constants(choice: Choice, target: Target) -> dict[str, int]:
     if choice.kernel == "matvec":
         return {"WORKGROUP": choice.workgroup}
@@ -229,7 +308,33 @@ def _tile_constants(choice: Choice, target: Target) -> dict[str, int]:
     }
 
 
+def _split_constants(product: Product, choice: Choice) -> dict[str, int]:
+    if choice.splits == 1:
+        return {}
+    return {"SPLITS": choice.splits, "OUT_WIDTH": product.outputs, "OUT_FIRST": 0}
+
+
+def _reduce(product: Product, target: Target, choice: Choice) -> Reduce:
+    return Reduce(
+        (f"kernels/{REDUCE}.wgsl", f"outputs/{product.after}.wgsl"),
+        REDUCE,
+        {
+            "ROWS": product.rows,
+            "OUTPUTS": product.outputs,
+            "SPLITS": choice.splits,
+            "WORKGROUP": _REDUCE_WORKGROUP,
+        },
+        ("partial_sums", *product.bindings[2:]),
+        min(-(-product.rows * product.outputs // _REDUCE_WORKGROUP), target.limits.workgroups),
+    )
+
+
+def _scratch(product: Product, choice: Choice) -> int:
+    return 4 * choice.splits * product.rows * product.outputs if choice.splits > 1 else 0
+
+
 def _tiles(product: Product, choice: Choice) -> int:
+    """Of a split."""
     rows, outputs = {
         "matvec": (1, choice.workgroup),
         "matvec_wide": (choice.rows, choice.outputs),
@@ -272,8 +377,10 @@ def _problem(product: Product, target: Target, choice: Choice) -> str | None:
     if choice.kernel == "matmul":
         if product.parts > 1 or product.before == "normed":
             return f"{product.before} rows to {product.after} outputs"
-        if (choice.rows, choice.outputs, choice.workgroup) not in ((4, 32, 64), (4, 64, 256), (8, 64, 128)):
+        if replace(choice, subgroups=False, splits=1) not in _TILES:
             return f"a tile of {choice.outputs}, {choice.rows} rows each, {choice.workgroup} invocations"
+    if choice.splits != 1 and (problem := _split_problem(product, target, choice)):
+        return problem
     if choice.kernel == "matvec_wide":
         if products not in (1, 2, 4, 8) or choice.rows not in (1, 2, 4):
             return f"a tile of {choice.rows} rows and {choice.outputs} outputs"
@@ -281,6 +388,18 @@ def _problem(product: Product, target: Target, choice: Choice) -> str | None:
             return f"{_sums(product, choice)} sums for {choice.workgroup} invocations"
     if choice.kernel == "matmul_software" and (products not in (1, 2, 4) or choice.rows not in (1, 2, 4, 8)):
         return f"{choice.rows} rows and {choice.outputs} outputs each"
+    return None
+
+
+def _split_problem(product: Product, target: Target, choice: Choice) -> str | None:
+    if choice.kernel != "matmul" or choice.splits not in (2, 4, 8):
+        return f"{choice.splits} splits"
+    if target.software:  # it has few cores
+        return "splits on a processor"
+    if choice.splits > product.inputs // _GROUP:
+        return f"{choice.splits} splits of {product.inputs // _GROUP} groups"
+    if _scratch(product, choice) > min(target.limits.binding, target.limits.buffer):
+        return f"{_scratch(product, choice)} bytes of partial sums"
     return None
 
 

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from wgllm.product_shape import After, Before, Choice, KernelName, Product
+from wgllm.product_shape import REDUCE, After, Before, Choice, KernelName, Product
 from wgllm.quant import format_by_name
 from wgllm.wgsl import shader_file
 
-VERSION = 1
+VERSION = 2
 """Of the files, and of how is measured."""
 
 # What products are composed of, beside their kernels.
@@ -122,7 +122,7 @@ def _head(device: DeviceFacts) -> dict[str, Any]:
 @functools.cache
 def shader_version() -> str:
     """A hash of all that products are composed of, so that other kernels are measured anew."""
-    names = [f"kernels/{kernel}.wgsl" for kernel in get_args(KernelName)]
+    names = [f"kernels/{kernel}.wgsl" for kernel in (*get_args(KernelName), REDUCE)]
     root = importlib.resources.files("wgllm.shaders")
     for folder in _SHADER_FOLDERS:
         files = (file.name for file in root.joinpath(folder).iterdir())
@@ -155,7 +155,7 @@ def _entry_from_json(entry: Mapping[str, Any]) -> tuple[Product, Verdict]:
     if (c := entry["choice"]) is not None:
         choice = Choice(
             _literal(KernelName, c["kernel"]), _number(c["workgroup"]), _number(c["rows"]),
-            _number(c["outputs"]), _one_of(bool, c["subgroups"]),
+            _number(c["outputs"]), _one_of(bool, c["subgroups"]), _number(c["splits"]),
         )  # fmt: skip
     times = (float(_one_of((int, float), entry[name])) for name in ("default_us", "best_us"))
     return product, Verdict(choice, *times)

@@ -2,10 +2,15 @@
 // 32 inputs it dequantizes the weights of the tile's outputs once, for all rows of the tile. Each of its
 // TILE / 4 · TILE / ROWS_EACH invocations makes ROWS_EACH rows (4 or 8) of four outputs. Any number of workgroups does.
 //
+// Where tiles are few, inputs are cut into SPLITS parts of whole groups, with a workgroup per tile and part. y is then
+// partial sums [SPLITS, ROWS, OUTPUTS], which matmul_reduce adds up and finishes: outputs/plain writes them, OUT_WIDTH
+// is OUTPUTS.
+//
 // TILE is 32 or 64, which takes 8 or 16 KiB of workgroup memory; TILE / ROWS_EACH and INPUTS are multiples of 8 and 32.
 // Rows are not normed, and outputs have one part.
 //!const TILE: u32 = 32
 //!const ROWS_EACH: u32 = 4
+//!const SPLITS: u32 = 1
 //!include "lib/product.wgsl"
 
 const ACROSS: u32 = TILE / 4u;        // invocations that share a row,
@@ -16,6 +21,7 @@ const TILES: u32 = ROW_TILES * ((OUTPUTS + TILE - 1u) / TILE);
 
 const_assert INPUTS % 32u == 0u;
 const_assert PARTS == 1u && !NORMED;
+const_assert SPLITS > 0u && SPLITS <= GROUPS;
 const_assert DOWN % 8u == 0u && LOADERS % 8u == 0u && LOADERS > 0u;
 
 // Four inputs, the k-th four of a group, of output n are at TILE k + n, and of row n at TILE k + (n ^ k): invocations
@@ -45,11 +51,11 @@ fn load_rows(first: u32, g: u32, n: u32) {
 }
 
 // Writes v to outputs o, o + ACROSS, ... of row r.
-fn write(r: u32, o: u32, v: vec4<f32>) {
+fn write(split: u32, r: u32, o: u32, v: vec4<f32>) {
     if (r < ROWS) {
         for (var j = 0u; j < 4u; j++) {
             if (o + ACROSS * j < OUTPUTS) {
-                finish(r, o + ACROSS * j, v[j]);
+                finish(split * ROWS + r, o + ACROSS * j, v[j]);
             }
         }
     }
@@ -64,7 +70,18 @@ fn matmul(
     // Each invocation makes rows r, r + DOWN, ... of the tile, of outputs o, o + ACROSS, ...
     let r = at / ACROSS;
     let o = at % ACROSS;
-    for (var t = workgroup.x; t < TILES; t += workgroups.x) {
+    for (var i = workgroup.x; i < SPLITS * TILES; i += workgroups.x) {
+        // With constant bounds where nothing is split.
+        var t = i;
+        var split = 0u;
+        var first_group = 0u;
+        var end = GROUPS;
+        if (SPLITS > 1u) {
+            t = i % TILES;
+            split = i / TILES;
+            first_group = split * GROUPS / SPLITS;
+            end = (split + 1u) * GROUPS / SPLITS;
+        }
         // Tiles that follow each other share their weights.
         let first_row = t % ROW_TILES * TILE;
         let first_output = t / ROW_TILES * TILE;
@@ -76,7 +93,7 @@ fn matmul(
         var sum_5 = vec4<f32>();
         var sum_6 = vec4<f32>();
         var sum_7 = vec4<f32>();
-        for (var g = 0u; g < GROUPS; g++) {
+        for (var g = first_group; g < end; g++) {
             if (at < TILE) {
                 load_weights(first_output, g, at);
             } else {
@@ -103,15 +120,15 @@ fn matmul(
             workgroupBarrier();  // before the next group is loaded
         }
         let row = first_row + r;
-        write(row, first_output + o, sum_0);
-        write(row + DOWN, first_output + o, sum_1);
-        write(row + 2u * DOWN, first_output + o, sum_2);
-        write(row + 3u * DOWN, first_output + o, sum_3);
+        write(split, row, first_output + o, sum_0);
+        write(split, row + DOWN, first_output + o, sum_1);
+        write(split, row + 2u * DOWN, first_output + o, sum_2);
+        write(split, row + 3u * DOWN, first_output + o, sum_3);
         if (ROWS_EACH > 4u) {
-            write(row + 4u * DOWN, first_output + o, sum_4);
-            write(row + 5u * DOWN, first_output + o, sum_5);
-            write(row + 6u * DOWN, first_output + o, sum_6);
-            write(row + 7u * DOWN, first_output + o, sum_7);
+            write(split, row + 4u * DOWN, first_output + o, sum_4);
+            write(split, row + 5u * DOWN, first_output + o, sum_5);
+            write(split, row + 6u * DOWN, first_output + o, sum_6);
+            write(split, row + 7u * DOWN, first_output + o, sum_7);
         }
     }
 }

@@ -23,8 +23,7 @@
 //!const ROWS: u32
 //!const INPUTS: u32
 //!const OUTPUTS: u32
-//!const OUT_WIDTH: u32
-//!const OUT_FIRST: u32 = 0
+//!include "lib/place.wgsl"
 
 @group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -32,10 +31,6 @@
 
 // Groups of a row, where rows are whole groups.
 const GROUPS: u32 = INPUTS / 32u;
-
-fn place(r: u32, o: u32) -> u32 {
-    return r * OUT_WIDTH + OUT_FIRST + o;
-}
 
 // Group g of row r of x and of output o of w. Beyond the last row and output it is theirs, which nobody sees.
 fn group_of_x(r: u32, g: u32) -> u32 {

@@ -409,8 +409,8 @@ WRONG = [
     (SHARED, "layer Q4_0", PRODUCTS, "lanes/inputs_shared.wgsl", "(mine, 1u)", "(mine, 0u)"),
     (CARD, "format Q4_0", "matmul", "kernels/matvec_wide.wgsl", WIDE_SUM, "sum_0 += 1.0003 * share("),
     (CARD, "layer Q4_0", PRODUCTS, "kernels/matvec_wide.wgsl", WIDE_SUM, "sum_0 += 1.0003 * share("),
-    (CARD, "layer Q4_0", PRODUCTS, "kernels/matmul.wgsl", "g < GROUPS;", "g < GROUPS - 1u;"),
-    (CARD, "format Q6_K", "matmul", "kernels/matmul.wgsl", "g < GROUPS;", "g < GROUPS - 1u;"),
+    (CARD, "layer Q4_0", PRODUCTS, "kernels/matmul.wgsl", "g < end;", "g + 1u < end;"),
+    (CARD, "format Q6_K", "matmul", "kernels/matmul.wgsl", "g < end;", "g + 1u < end;"),
     (CARD, "odd widths F16", "matmul", "kernels/matvec.wgsl", "sum += group[j]", "sum += 1.0003 * group[j]"),
     (
         CARD, "layer of odd width", PRODUCTS, "kernels/matvec.wgsl",

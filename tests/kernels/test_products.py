@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -27,13 +27,16 @@ CHOICES = {
     "matmul-32": Choice("matmul", 64, 4, 32),
     "matmul-64": Choice("matmul", 256, 4, 64),
     "matmul-64-8": Choice("matmul", 128, 8, 64),
+    "split-32": Choice("matmul", 64, 4, 32, splits=2),
+    "split-64": Choice("matmul", 256, 4, 64, splits=4),
+    "split-64-8": Choice("matmul", 128, 8, 64, splits=8),
     "software": Choice("matmul_software", 16, 4, 2),
     "software-1": Choice("matmul_software", 32, 1, 1),
     "software-shared": Choice("matmul_software", 16, 8, 4, subgroups=True),
     "software-shared-2": Choice("matmul_software", 64, 2, 1, subgroups=True),
 }
 # One of each way to read a format.
-DISTINCT = ("matvec", "wide", "matmul-64-8", "software")
+DISTINCT = ("matvec", "wide", "matmul-64-8", "split-32", "software")
 BEFORE: tuple[Before, ...] = ("plain", "normed")
 AFTER: tuple[After, ...] = ("plain", "biased", "added", "biased_added", "gated_silu", "gated_gelu_tanh")
 every_choice = pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
@@ -84,22 +87,40 @@ def run(
     after: After = "plain",
     groups: int = 3,
     lanes: int = 0,
+    first: int = 0,
+    beyond: int = 0,
 ) -> F32:
+    """y, of which ``first`` columns before the outputs and some ``beyond`` them belong to others."""
     fmt, inputs = w.format, w.shape[1]
     outputs = w.shape[0] // (2 if after.startswith("gated") else 1)
     product = Product(len(x), inputs, outputs, fmt, before, after)
     subgroup = lanes or (least_subgroup(gpu) if choice.subgroups else 0)
     made = shape(product, Target(subgroup=subgroup), choice)
     packed = fmt.pack(w.data.reshape(-1, fmt.type_size))
-    y = np.full((len(x), outputs), np.nan, np.float32)
-    buffers = {"weights": packed.words, "x": x, "y": y}
+    width = first + outputs + beyond
+    buffers = {
+        "weights": packed.words,
+        "x": x,
+        "y": np.full((len(x), width), np.nan, np.float32),
+        "partial_sums": np.full(made.scratch // 4, np.nan, np.float32),
+    }
     if around:
-        buffers |= {"norm": around.norm, "bias": around.bias, "residual": around.residual}
+        buffers |= {"norm": around.norm, "bias": around.bias}
+    if around and "residual" in product.bindings:
+        outside = ((0, 0), (first, beyond))
+        buffers["residual"] = np.pad(around.residual, outside, constant_values=np.nan)
     norm = {"EPS": EPS, "OFFSET": around.offset} if around and before == "normed" else {}
-    constants = {**made.constants, **packed.layout.constants, **norm, "OUT_WIDTH": outputs}
+    place = {"OUT_WIDTH": width, "OUT_FIRST": first}
+    constants = {**place, **made.constants, **packed.layout.constants, **norm}
     source = compose(*made.files, constants=constants, features=made.features)
-    bound = [buffers[name] for name in product.bindings]
-    return gpu.run(source, made.entry, bound, groups=groups, written=2).view(np.float32).reshape(y.shape)
+    bound = [buffers[name] for name in made.bindings]
+    y = gpu.run(source, made.entry, bound, groups=groups, written=2).view(np.float32)
+    if made.reduce:
+        buffers["partial_sums"] = y
+        source = compose(*made.reduce.files, constants={**place, **made.reduce.constants})
+        bound = [buffers[name] for name in made.reduce.bindings]
+        y = gpu.run(source, made.reduce.entry, bound, groups=groups, written=1).view(np.float32)
+    return y.reshape(len(x), width)
 
 
 def expected(
@@ -159,6 +180,8 @@ def test_shapes(gpu_for: Gpu, choice: Choice, outputs: int, rows: int, groups: i
 @every_choice
 @pytest.mark.parametrize("inputs", [32, 64, 8192])
 def test_widths(gpu_for: Gpu, choice: Choice, inputs: int) -> None:
+    if choice.splits > inputs // 32:
+        pytest.skip("nothing to split")
     w, x = weights(format_by_name("Q8_0"), 9, inputs), activations(3, inputs)
     assert_within(run(gpu_for, choice, w, x), expected(w, x))
 
@@ -172,11 +195,35 @@ def test_what_comes_before_and_after(gpu_for: Gpu, choice: Choice, before: Befor
     parts = 2 if after.startswith("gated") else 1
     most = {"matvec_wide": 8, "matmul_software": 4}.get(choice.kernel, 64)
     if parts * choice.outputs > most:
-        choice = Choice(choice.kernel, choice.workgroup, choice.rows, choice.outputs // 2, choice.subgroups)
-    w, x = weights(format_by_name("Q4_1"), 37 * parts, 160), activations(5, 160) * 30
-    around = Around.of(5, 160, 37, offset=1.0)
+        choice = replace(choice, outputs=choice.outputs // 2)
+    w, x = weights(format_by_name("Q4_1"), 37 * parts, 352), activations(5, 352) * 30
+    around = Around.of(5, 352, 37, offset=1.0)
     got = run(gpu_for, choice, w, x, around, before=before, after=after)
     assert_within(got, expected(w, x, around, before, after))
+
+
+@pytest.mark.parametrize("choice", [CHOICES[name] for name in DISTINCT], ids=DISTINCT)
+@pytest.mark.parametrize(("rows", "outputs", "groups"), [(3, 37, 3), (70, 65, 1), (33, 130, 100)])
+def test_part_of_a_wider_product(gpu_for: Gpu, choice: Choice, rows: int, outputs: int, groups: int) -> None:
+    w, x = weights(format_by_name("Q8_0"), outputs, 288), activations(rows, 288)
+    around = Around.of(rows, 288, outputs)
+    y = run(gpu_for, choice, w, x, around, after="biased_added", groups=groups, first=8, beyond=5)
+    assert_within(y[:, 8:-5], expected(w, x, around, after="biased_added"))
+    assert np.isnan(y[:, :8]).all() and np.isnan(y[:, -5:]).all()
+
+
+@pytest.mark.parametrize("splits", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "groups"),
+    [(33, 8 * 32, 33, 7), (32, 9 * 32, 64, 1), (65, 15 * 32, 129, 50), (257, 23 * 32, 31, 4)],
+)
+def test_inputs_in_parts_that_differ(
+    gpu: Gpu, splits: int, rows: int, inputs: int, outputs: int, groups: int
+) -> None:
+    w, x = weights(format_by_name("Q4_0"), outputs, inputs), activations(rows, inputs)
+    want = expected(w, x)
+    for tile in (Choice("matmul", 64, 4, 32), Choice("matmul", 128, 8, 64)):
+        assert_within(run(gpu, replace(tile, splits=splits), w, x, groups=groups), want)
 
 
 @every_choice

@@ -97,7 +97,7 @@ def change(monkeypatch: pytest.MonkeyPatch, entry: str, changed: Callable[[str],
 
 
 def test_every_product_gets_a_verdict(own_device: Device, target: Target) -> None:
-    found = tuner.tune(own_device, target, PRODUCTS, seconds=0.5)
+    found = tuner.tune(own_device, target, PRODUCTS, clock=Clock(), seconds=8)
     assert list(found) == list(PRODUCTS)
     assert found[SMALL].default_us > 0 and found[SMALL].best_us > 0
     for product, verdict in found.items():
@@ -161,6 +161,51 @@ def test_of_long_products_a_part_is_measured(
     assert seen == [62, 62]
 
 
+SPLIT = Product(40, 544, 70, Q4, "plain", "biased_added")
+
+
+def test_splits_are_measured(own_device: Device, target: Target, speeds: Speeds) -> None:
+    first, quick = default(SPLIT, target), Choice("matmul", 64, 4, 32, splits=2)
+    asked = speeds({quick: 0.5})
+    assert tuner.tune(own_device, target, [SPLIT], clock=Clock(), seconds=9) == {
+        SPLIT: Verdict(quick, 1e6, 0.5e6)
+    }
+    assert asked[:2] == [first, quick]
+
+
+def test_both_dispatches_are_timed(
+    own_device: Device, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[list[int]] = []
+    real = Device.seconds
+
+    def seconds(device: Device, calls: list[Any]) -> float:
+        timed.append([call.groups for call in calls])
+        return real(device, calls)
+
+    arena = Arena(own_device, 4 << 20)
+    try:
+        with Trial(own_device, target, SPLIT, arena) as trial:
+            kernel = trial.kernel(Choice("matmul", 64, 4, 32, splits=2))
+            assert kernel is not None and len({id(first.bind_group) for first, _ in kernel.turns}) > 2
+            monkeypatch.setattr(Device, "seconds", seconds)
+            assert trial.seconds(kernel) > 0
+    finally:
+        arena.close()
+    assert all(groups == [2 * 2 * 3, 44] * (len(groups) // 2) for groups in timed)
+
+
+def test_in_a_part_of_a_product_more_splits_would_seem_to_gain(
+    own_device: Device, target: Target, monkeypatch: pytest.MonkeyPatch, speeds: Speeds
+) -> None:
+    monkeypatch.setattr(tuner, "_FEW", 1 << 20)
+    monkeypatch.setattr(tuner, "_LONG", 1e-9)
+    monkeypatch.setattr(tuner, "_LEAST_OUTPUTS", 16)
+    asked = speeds({})
+    tuner.tune(own_device, target, [SPLIT], clock=Clock(), seconds=30)
+    assert asked and all(choice.splits == 1 for choice in asked)
+
+
 # What is refused
 
 
@@ -187,6 +232,36 @@ def test_a_wrong_kernel_is_refused(
     assert tuner.tune(own_device, target, [SMALL])[SMALL].choice == MATVEC
     change(monkeypatch, "matvec", wrong)
     assert tuner.tune(own_device, target, [SMALL])[SMALL] == Verdict(None, 1e6, 1e6)
+
+
+@pytest.mark.parametrize(
+    ("entry", "wrong"),
+    [
+        ("matmul_reduce", lambda text: text.replace("s = 0u", "s = 1u")),
+        ("matmul_reduce", lambda text: text.replace("i < NUMBERS", "i + 1u < NUMBERS")),
+        ("matmul_reduce", lambda text: text.replace("sum +=", "sum += no_such_function")),
+        (
+            "matmul",
+            lambda text: text.replace("let first_row =", "if (split == 1u) { continue; } let first_row ="),
+        ),
+    ],
+    ids=["a split left out", "a number left out", "no shader", "a split not written"],
+)
+def test_wrong_splits_are_refused(
+    own_device: Device,
+    target: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    entry: str,
+    wrong: Callable[[str], str],
+) -> None:
+    arena, choice = Arena(own_device, 4 << 20), Choice("matmul", 64, 4, 32, splits=2)
+    try:
+        with Trial(own_device, target, SPLIT, arena) as trial:
+            assert trial.kernel(choice) is not None
+            change(monkeypatch, entry, wrong)
+            assert trial.kernel(choice) is None
+    finally:
+        arena.close()
 
 
 def test_a_wrong_default_is_replaced(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from wgllm.plan import Limits
+from wgllm.plan import Limits, step_widths
 from wgllm.product_shape import (
     After,
     Before,
@@ -16,6 +17,7 @@ from wgllm.product_shape import (
     Target,
     candidates,
     default,
+    most_partial_sums,
     shape,
     worth_fusing,
 )
@@ -36,6 +38,12 @@ TARGETS = (CARD, CARD_WITHOUT, SOFTWARE, SOFTWARE_WITHOUT)
         (CARD, 8, 8192, 2048, Choice("matvec_wide", 128, 4, 2)),
         (CARD, 9, 576, 1536, Choice("matmul", 64, 4, 32)),
         (CARD, 256, 2048, 2048, Choice("matmul", 128, 8, 64)),
+        (CARD, 33, 8192, 64, Choice("matmul", 64, 4, 32, splits=8)),  # 4 tiles
+        (CARD, 128, 2048, 192, Choice("matmul", 64, 4, 32, splits=2)),  # 24
+        (CARD, 128, 2048, 288, Choice("matmul", 64, 4, 32)),  # 36
+        (CARD, 33, 992, 64, Choice("matmul", 64, 4, 32)),  # of so few inputs
+        (CARD, 33, 2016, 64, Choice("matmul", 64, 4, 32, splits=2)),
+        (SOFTWARE, 33, 8192, 64, Choice("matmul_software", 16, 8, 4, True)),
         (SOFTWARE, 1, 576, 576, Choice("matmul_software", 16, 1, 4, True)),
         (SOFTWARE, 5, 576, 49152, Choice("matmul_software", 64, 8, 4, True)),
         (SOFTWARE_WITHOUT, 256, 576, 1536, Choice("matmul_software", 64, 4, 4)),
@@ -124,11 +132,92 @@ def test_memory() -> None:
         (Choice("matvec_wide", 64, 1, 1, True), "no subgroups"),
         (Choice("matmul", 64, 8, 32), "a tile of 32, 8 rows each"),
         (Choice("matmul_software", 64, 1, 8), "1 rows and 8 outputs each"),
+        (Choice("matmul", 64, 4, 32, splits=3), "3 splits"),
+        (Choice("matmul", 64, 4, 32, splits=16), "16 splits"),
+        (Choice("matmul", 64, 4, 32, splits=4), "4 splits of 2 groups"),
+        (Choice("matvec", splits=2), "2 splits"),
     ],
 )
 def test_what_is_refused(choice: Choice, problem: str) -> None:
     with pytest.raises(ShapeError, match=problem):
         shape(Product(3, 64, 5, Q4), Target(), choice)
+
+
+def test_splits_are_two_dispatches() -> None:
+    product = Product(40, 96, 70, Q4, "plain", "biased_added")
+    whole, split = Choice("matmul", 64, 4, 32), Choice("matmul", 64, 4, 32, splits=2)
+    made, one = shape(product, CARD, split), shape(product, CARD, whole)
+    assert (one.bindings, one.scratch, one.reduce) == (product.bindings, 0, None)
+    assert not {"SPLITS", "OUT_WIDTH", "OUT_FIRST"} & one.constants.keys()
+    assert made.bindings == ("weights", "x", "partial_sums")
+    assert made.files[-1] == "outputs/plain.wgsl"
+    assert made.constants == one.constants | {"SPLITS": 2, "OUT_WIDTH": 70, "OUT_FIRST": 0}
+    assert (made.groups, one.groups) == (12, 6)
+    assert made.scratch == 4 * 2 * 40 * 70
+    assert made.reduce is not None
+    assert made.reduce.bindings == ("partial_sums", "y", "bias", "residual")
+    assert made.reduce.files == ("kernels/matmul_reduce.wgsl", "outputs/biased_added.wgsl")
+    assert made.reduce.groups == -(-40 * 70 // 64)
+    few = Target(Limits(workgroups=5))
+    assert made.reduce.constants["SPLITS"] == 2
+    assert [shape(product, few, split).groups, shape(product, few, split).reduce.groups] == [5, 5]  # type: ignore[union-attr]
+
+
+def splits_of(product: Product, target: Target) -> set[int]:
+    return {choice.splits for choice in candidates(product, target)}
+
+
+def test_splits_are_for_few_tiles_of_long_rows_on_cards() -> None:
+    few = Product(64, 2048, 64, Q4)
+    assert splits_of(few, CARD) == {1, 2, 4, 8}
+    assert splits_of(few, SOFTWARE) == {1}
+    assert splits_of(replace(few, inputs=1024), CARD) == {1, 2, 4}
+    assert splits_of(replace(few, inputs=480), CARD) == {1}
+    assert splits_of(replace(few, rows=512, outputs=2048), CARD) == {1}
+    assert splits_of(replace(few, rows=8), CARD) == {1}
+    assert splits_of(replace(few, after="gated_silu"), CARD) == {1}
+    # Three tiles of each size, as they were, beside those in splits.
+    assert sum(choice.splits == 1 for choice in candidates(few, CARD)) == 3
+
+
+def test_splits_fall_away_where_a_device_holds_no_partial_sums() -> None:
+    product = Product(64, 2048, 64, Q4)
+    room = 4 * 64 * 64 * 4
+    for limits in (Limits(binding=room), Limits(buffer=room)):
+        target = Target(limits)
+        assert splits_of(product, target) == {1, 2, 4}
+        assert default(product, target).splits == 4
+        with pytest.raises(ShapeError, match=f"{2 * room} bytes of partial sums"):
+            shape(product, target, Choice("matmul", 64, 4, 32, splits=8))
+    with pytest.raises(ShapeError, match="splits on a processor"):
+        shape(product, SOFTWARE, Choice("matmul", 64, 4, 32, splits=2))
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(binding=1 << 20)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(512, 2048, 64), (512, 2048, 576), (300, 8192, 2048), (33, 512, 100_000), (9, 1024, 1), (8, 4096, 64)],
+)
+def test_scratch_suffices_for_every_width_and_choice(
+    limits: Limits, rows: int, inputs: int, outputs: int
+) -> None:
+    target = Target(limits)
+    widest = Product(rows, inputs, outputs, Q4)
+    most = most_partial_sums(widest, target)
+    needed = [
+        shape(product, target, choice).scratch
+        for product in (replace(widest, rows=width) for width in step_widths(rows))
+        for choice in candidates(product, target)
+    ]
+    assert most == max(needed)
+    assert most <= min(limits.binding, 4 << 20)
+    assert (most > 0) == (rows > 8 and outputs < 100_000)
+    assert most_partial_sums(widest, SOFTWARE) == 0
+    # What was measured may be anything; what is taken of it has room.
+    for splits, width in itertools.product((2, 4, 8), step_widths(rows)):
+        product = replace(widest, rows=width)
+        known = Target(limits, choices={product.bucket: Choice("matmul", 64, 4, 32, splits=splits)})
+        assert shape(product, known).scratch <= most
 
 
 def test_products_that_no_shape_has() -> None:

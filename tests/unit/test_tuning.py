@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,13 @@ def test_another_driver_or_other_shaders_begin_anew(tmp_path: Path, monkeypatch:
 
 def test_the_version_is_of_all_that_a_product_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     before, read = tuning.shader_version(), tuning.shader_file
-    for file in ("kernels/matmul.wgsl", "lib/group.wgsl", "quant/q4_0.wgsl", "lanes/sums_subgroups.wgsl"):
+    for file in (
+        "kernels/matmul.wgsl",
+        "kernels/matmul_reduce.wgsl",
+        "lib/group.wgsl",
+        "quant/q4_0.wgsl",
+        "lanes/sums_subgroups.wgsl",
+    ):
         monkeypatch.setattr(tuning, "shader_file", lambda name, file=file: read(name) + "//" * (name == file))
         assert tuning.shader_version.__wrapped__() != before
     monkeypatch.setattr(tuning, "shader_file", read)
@@ -78,7 +84,7 @@ def test_the_version_is_of_all_that_a_product_is_made_of(monkeypatch: pytest.Mon
 
 def sound() -> dict[str, object]:
     entry = {"rows": 1, "inputs": 64, "outputs": 8, "before": "plain", "after": "plain", "format": "Q4_0"}
-    choice = {"kernel": "matvec", "workgroup": 32, "rows": 1, "outputs": 1, "subgroups": False}
+    choice = asdict(Choice("matvec", 32))
     return entry | {"choice": choice, "default_us": 1, "best_us": 0.5}
 
 
@@ -94,9 +100,11 @@ def sound() -> dict[str, object]:
         {"format": 4},
         {"choice": {}},
         {"choice": "matvec"},
-        {"choice": {"kernel": "matvec", "workgroup": -1, "rows": 1, "outputs": 1, "subgroups": False}},
-        {"choice": {"kernel": "argmax", "workgroup": 64, "rows": 1, "outputs": 1, "subgroups": False}},
-        {"choice": {"kernel": "matvec", "workgroup": 64, "rows": 1, "outputs": 1, "subgroups": 2}},
+        {"choice": asdict(Choice("matvec", -1))},
+        {"choice": asdict(Choice("matvec")) | {"kernel": "argmax"}},
+        {"choice": asdict(Choice("matvec")) | {"subgroups": 2}},
+        {"choice": asdict(Choice("matmul", splits=0))},
+        {"choice": {name: value for name, value in asdict(Choice("matvec")).items() if name != "splits"}},
         {"best_us": "fast"},
     ],
     ids=str,
@@ -183,6 +191,7 @@ def test_a_known_choice_is_taken() -> None:
         Choice("matvec", 48),
         Choice("matmul", 64, 4, 64),
         Choice("matmul_software", 64, 1, 8),
+        Choice("matmul", 64, 4, 32, splits=3),
     ],
 )
 def test_a_choice_that_the_device_does_not_allow_is_not_taken(impossible: Choice) -> None:
@@ -192,6 +201,19 @@ def test_a_choice_that_the_device_does_not_allow_is_not_taken(impossible: Choice
 def test_smaller_limits_than_those_it_was_measured_with() -> None:
     known = target(Choice("matvec_wide", 256, 1, 1), limits=Limits(invocations=128))
     assert shape(DOWN, known) == shape(DOWN, Target(Limits(invocations=128)))
+
+
+def test_splits_that_were_measured() -> None:
+    few = Product(64, 2048, 64, Q4)
+    known = Target(choices={few: Choice("matmul", 64, 4, 32, splits=2)})
+    assert default(few, Target()).splits == 4
+    assert (
+        shape(few, known).constants["SPLITS"] == shape(replace(few, rows=33), known).constants["SPLITS"] == 2
+    )
+    one = Product(1, 2048, 64, Q4)  # for which plans keep no room
+    assert shape(one, replace(known, choices={one: Choice("matmul", 64, 4, 32, splits=2)})) == shape(
+        one, known
+    )
 
 
 def test_rows_between_powers_of_two() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from tests.web.browser import BrowserPage
 from wgllm.attention_shape import state_snippet
 from wgllm.fused_launches import store_snippet
 from wgllm.kv_types import KV_TYPES
-from wgllm.product_shape import Choice, Product, ShapeError, Target, shape
+from wgllm.product_shape import REDUCE, Choice, Product, ShapeError, Target, shape
 from wgllm.quant import QuantFormat, all_formats, format_by_name
 from wgllm.wgsl import Constant, Source, compose
 
@@ -70,7 +71,7 @@ BENCH: dict[str, list[Constants]] = {
     "read_all": [{"RUNS": runs, "WORKGROUP": 64} for runs in (False, True)],
 }
 # Products have shapes.
-OF_SHAPES = {choice.kernel for choice in CHOICES.values()}
+OF_SHAPES = {choice.kernel for choice in CHOICES.values()} | {REDUCE}
 
 
 def plain(kernel: str) -> Source:
@@ -88,12 +89,16 @@ def of_state(kernel: str, kv_type: str) -> Source:
     return compose(f"kernels/{kernel}.wgsl", f"kv/{kv_type}.wgsl", constants=constants, host="tint")
 
 
-def of_shape(product: Product, choice: Choice) -> Source:
+def of_shape(product: Product, choice: Choice) -> Iterator[Source]:
+    """Of both dispatches, where there are two."""
     made = shape(product, Target(subgroup=4), choice)
     layout = product.format.layout(product.parts * 7 * 512 // product.format.block_size)
     norm = {"EPS": 1e-5, "OFFSET": 1.0} if product.before == "normed" else {}
-    constants = made.constants | layout.constants | {"OUT_WIDTH": 9, "OUT_FIRST": 2} | norm
-    return compose(*made.files, constants=constants, host="tint", features=made.features)
+    place = {"OUT_WIDTH": 9, "OUT_FIRST": 2}
+    constants = place | made.constants | layout.constants | norm
+    yield compose(*made.files, constants=constants, host="tint", features=made.features)
+    if made.reduce:
+        yield compose(*made.reduce.files, constants=place | made.reduce.constants, host="tint")
 
 
 def of_two_states(kernel: str, k_type: str, v_type: str) -> Source:
@@ -148,7 +153,8 @@ def test_kernels_with_every_format(browser_page: BrowserPage) -> None:
 
 def test_products_with_every_format(browser_page: BrowserPage) -> None:
     products = [Product(3, 512, 7, fmt) for fmt in all_formats()]
-    assert_accepted(browser_page, *(of_shape(p, c) for c in CHOICES.values() for p in products))
+    sources = [source for c in CHOICES.values() for p in products for source in of_shape(p, c)]
+    assert_accepted(browser_page, *sources)
 
 
 def test_products_with_all_that_comes_before_and_after(browser_page: BrowserPage) -> None:
@@ -157,7 +163,7 @@ def test_products_with_all_that_comes_before_and_after(browser_page: BrowserPage
     sources = []
     for product, choice in itertools.product(products, CHOICES.values()):
         with contextlib.suppress(ShapeError):
-            sources.append(of_shape(product, choice))
+            sources += of_shape(product, choice)
     assert len(sources) > len(CHOICES) * len(products) / 2
     assert_accepted(browser_page, *sources)
 

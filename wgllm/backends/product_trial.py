@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+from collections.abc import Sequence
 from itertools import cycle, islice
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from wgllm.backends.native import Call
 from wgllm.backends.numpy import gelu_tanh, silu
 from wgllm.errors import DeviceError
 from wgllm.plan import ALIGNMENT
-from wgllm.product_shape import Choice, Product, Target, shape
+from wgllm.product_shape import Choice, Product, Reduce, Target, shape
 from wgllm.quant.packing import Layout
 from wgllm.wgsl import compose
 
@@ -91,7 +92,8 @@ class Kernel(NamedTuple):
     """One that has made the right numbers."""
 
     pipeline: Any
-    groups: int
+    turns: Sequence[Sequence[Call]]
+    """Its one or two dispatches, with each copy of the weights."""
 
 
 class Trial:
@@ -103,9 +105,9 @@ class Trial:
         self.target = target
         self.product = product
         self._buffers = contextlib.ExitStack()
-        self._layout = device.pipeline_layout([name == "y" for name in product.bindings])
-        self._groups: list[Any] = []
-        self._batch = 0
+        self._layouts: dict[tuple[str, ...], Any] = {}
+        self._groups: dict[int, list[Any]] = {}
+        self._turn = self._batch = 0
         rng = np.random.default_rng(2)
         given = {
             name: rng.random(size, np.float32) - np.float32(0.5)
@@ -123,7 +125,7 @@ class Trial:
             self._nothing = self._buffer("nothing", np.full(self._size // 4, np.nan, np.float32))
             self._result = self._buffer("results", readback=True)
             self._bound = {"y": self._y, **{name: self._buffer(name, data) for name, data in given.items()}}
-            self._places = self._copies(arena)
+            self._weights = self._copies(arena)
             self._compared = _expected(product, arena, given)
             self._empty = statistics.median(device.seconds([]) for _ in range(5))
         except BaseException:
@@ -138,15 +140,18 @@ class Trial:
         product = self.product
         made = shape(product, self.target, choice)
         constants = {
+            "OUT_WIDTH": product.outputs,
             **made.constants,
             **weight_layout(product).constants,
             **({"EPS": _EPS} if product.before == "normed" else {}),
-            "OUT_WIDTH": product.outputs,
         }
         source = compose(*made.files, constants=constants, features=made.features)
         try:
-            kernel = Kernel(self.device.pipeline(source, made.entry, self._layout), made.groups)
-            return kernel if self._is_right(kernel) else None
+            pipeline = self.device.pipeline(source, made.entry, self._layout(made.bindings))
+            second = [] if made.reduce is None else [self._reduce(made.reduce, choice.splits)]
+            groups = self._bind_groups(pipeline, made.bindings, choice.splits)
+            kernel = Kernel(pipeline, [[Call(pipeline, group, made.groups), *second] for group in groups])
+            return kernel if self._is_right(kernel, choice.splits) else None
         except OutOfDeviceMemory:
             raise
         except DeviceError:
@@ -154,7 +159,7 @@ class Trial:
             return None
 
     def seconds(self, kernel: Kernel) -> float:
-        """Of a dispatch, in one submission of many."""
+        """Of its dispatches, in one submission of many."""
         if not self._batch:
             self._choose_batch(kernel)
         return max(self._run(kernel, self._batch), 1e-9) / self._batch
@@ -169,18 +174,18 @@ class Trial:
                 self._batch *= 2
 
     def _run(self, kernel: Kernel, n: int) -> float:
-        calls = [Call(kernel.pipeline, group, kernel.groups) for group in islice(self._turns, n)]
-        return self.device.seconds(calls) - self._empty
+        turns = islice(cycle(kernel.turns), self._turn, self._turn + n)
+        self._turn = (self._turn + n) % len(kernel.turns)
+        return self.device.seconds([call for calls in turns for call in calls]) - self._empty
 
-    def _is_right(self, kernel: Kernel) -> bool:
-        if not self._groups:  # all pipelines take them
-            self._groups = [
-                self.device.bind_group(kernel.pipeline, place, "a product") for place in self._places
-            ]
-            self._turns = cycle(self._groups)
-        self.device.submit([], [Copy(self._nothing, 0, self._size, self._y, 0)])
+    def _is_right(self, kernel: Kernel, splits: int) -> bool:
+        unmade = [Copy(self._nothing, 0, self._size, self._y, 0)]
+        if splits > 1:
+            sums = self._partial_sums(splits)
+            unmade += [Copy(self._nothing, 0, self._size, sums, i * self._size) for i in range(splits)]
+        self.device.submit([], unmade)
         copy = Copy(self._y, 0, self._size, self._result, 0)
-        self.device.submit([Call(kernel.pipeline, self._groups[0], kernel.groups)], [copy])
+        self.device.submit(kernel.turns[0], [copy])
         got = self.device.mapped(self._result, self._size).view(np.float32)
         got = got.reshape(self.product.rows, self.product.outputs)
         if not np.isfinite(got).all():  # what was not written is NaN
@@ -188,24 +193,61 @@ class Trial:
         rows, outputs, want, allowed = self._compared
         return bool((np.abs(got[np.ix_(rows, outputs)] - want) <= allowed).all())
 
-    def _copies(self, arena: Arena) -> list[list[tuple[Any, int, int]]]:
-        """The bindings with the weights at different places of the arena."""
+    def _reduce(self, reduce: Reduce, splits: int) -> Call:
+        """The dispatch that adds partial sums up."""
+        constants = {"OUT_WIDTH": self.product.outputs, **reduce.constants}
+        source = compose(*reduce.files, constants=constants)
+        pipeline = self.device.pipeline(source, reduce.entry, self._layout(reduce.bindings))
+        bound = [self._whole(name, splits) for name in reduce.bindings]
+        return Call(pipeline, self.device.bind_group(pipeline, bound, "partial sums"), reduce.groups)
+
+    def _layout(self, bindings: tuple[str, ...]) -> Any:
+        if bindings not in self._layouts:
+            written = "y" if "y" in bindings else "partial_sums"
+            self._layouts[bindings] = self.device.pipeline_layout([name == written for name in bindings])
+        return self._layouts[bindings]
+
+    def _bind_groups(self, pipeline: Any, bindings: tuple[str, ...], splits: int) -> list[Any]:
+        """One with each copy of the weights; all pipelines of as many splits take them."""
+        if splits not in self._groups:
+            self._groups[splits] = [
+                self.device.bind_group(
+                    pipeline,
+                    [weights if name == "weights" else self._whole(name, splits) for name in bindings],
+                    "a product",
+                )
+                for weights in self._weights
+            ]
+        return self._groups[splits]
+
+    def _whole(self, name: str, splits: int) -> tuple[Any, int, int]:
+        buffer = self._partial_sums(splits) if name == "partial_sums" else self._bound[name]
+        return buffer, 0, buffer.size
+
+    def _partial_sums(self, splits: int) -> Any:
+        """A buffer for [splits, rows, outputs]."""
+        name = f"partial sums of {splits}"
+        if name not in self._bound:
+            self._bound[name] = self._buffer(name, copies=splits)
+        return self._bound[name]
+
+    def _copies(self, arena: Arena) -> list[tuple[Any, int, int]]:
+        """The weights, at different places of the arena."""
         size = 4 * weight_layout(self.product).size
         step = -(-size // ALIGNMENT) * ALIGNMENT
         n = max(1, min(_MOST_COPIES, (arena.size - size) // step + 1))
-        return [
-            [
-                (arena.buffer, i * step, size)
-                if name == "weights"
-                else (self._bound[name], 0, self._bound[name].size)
-                for name in self.product.bindings
-            ]
-            for i in range(n)
-        ]
+        return [(arena.buffer, i * step, size) for i in range(n)]
 
-    def _buffer(self, name: str, data: NDArray[np.float32] | None = None, *, readback: bool = False) -> Any:
-        """As large as ``data``, or as y."""
-        size = self._size if data is None else data.nbytes
+    def _buffer(
+        self,
+        name: str,
+        data: NDArray[np.float32] | None = None,
+        *,
+        copies: int = 1,
+        readback: bool = False,
+    ) -> Any:
+        """As large as ``data``, or as so many copies of y."""
+        size = copies * self._size if data is None else data.nbytes
         buffer = self.device.buffer(-(-size // 16) * 16, name, readback=readback)
         self._buffers.callback(buffer.destroy)
         if data is not None:

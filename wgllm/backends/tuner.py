@@ -82,8 +82,10 @@ def tune(
                 if not pace and product.multiplications > _FEW:
                     with Trial(device, target, _part(product, _FEW), arena) as trial:
                         pace = _pace(trial, choices[product])
-                with Trial(device, target, _part(product, max(_FEW, pace * _LONG)), arena) as trial:
-                    verdicts[product] = _verdict(trial, choices[product], now + share, clock)
+                part = _part(product, max(_FEW, pace * _LONG))
+                with Trial(device, target, part, arena) as trial:
+                    found = _in_part(part, product, choices[product])
+                    verdicts[product] = _verdict(trial, found, now + share, clock)
     device.wait()  # a device that was lost says so here
     return verdicts
 
@@ -94,6 +96,11 @@ def _part(product: Product, most: float) -> Product:
     while replace(product, outputs=outputs).multiplications > most and outputs >= 2 * _LEAST_OUTPUTS:
         outputs //= 2
     return replace(product, outputs=outputs)
+
+
+def _in_part(part: Product, product: Product, choices: list[Choice]) -> list[Choice]:
+    """What can be told from the part: it has fewer tiles than the product, for which more splits are no gain."""
+    return choices if part == product else [c for c in choices if c.splits <= choices[0].splits]
 
 
 def _pace(trial: Trial, choices: Sequence[Choice]) -> float:
@@ -173,6 +180,11 @@ def _distance(a: Choice, b: Choice) -> float:
     """How much two choices differ: in doublings of their sizes."""
     doublings = sum(
         abs(math.log2(x / y))
-        for x, y in ((a.workgroup, b.workgroup), (a.rows, b.rows), (a.outputs, b.outputs))
+        for x, y in (
+            (a.workgroup, b.workgroup),
+            (a.rows, b.rows),
+            (a.outputs, b.outputs),
+            (a.splits, b.splits),
+        )
     )
     return doublings + (a.subgroups != b.subgroups) + 10 * (a.kernel != b.kernel)
