@@ -66,6 +66,24 @@ class PromptCacheError(WgllmError):
         super().__init__(f"{printable(os.fspath(path))}: prompt cache: {printable(problem)}")
 
 
+class WorkerError(WgllmError):
+    """The process that runs the model ended, could not be started, or failed in a way that has no class of its own."""
+
+
+class SessionStoreError(WgllmError):
+    """The database of conversations cannot be used: the message says whether it is locked, full, damaged or too new."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"{printable(os.fspath(path))}: conversations: {printable(problem)}")
+
+
+class SessionFileError(WgllmError):
+    """An exported conversation could not be written or read; ``origin`` is the file's path, or what stands for it."""
+
+    def __init__(self, origin: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"{printable(os.fspath(origin))}: {printable(problem)}")
+
+
 class Cancelled(Exception):
     """A step was given up between two nodes, because its request was cancelled. Never reaches a user."""
 
