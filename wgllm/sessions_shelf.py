@@ -1,0 +1,92 @@
+"""What is kept beside conversations: presets, what was typed, and whatever the application wants to find again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wgllm.errors import UsageError
+from wgllm.sessions_db import Database
+from wgllm.sessions_text import json_text, one_line, storable
+from wgllm.sessions_types import Preset, parse_mapping
+
+_PRESET_NAME_LENGTH = 100
+
+
+class Presets:
+    """Named settings with a system prompt."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, name: str, settings: Mapping[str, Any], system_prompt: str = "") -> Preset:
+        """Makes the preset or replaces it. Raises UsageError for a name without characters."""
+        name = one_line(storable(name), _PRESET_NAME_LENGTH)
+        if not name:
+            raise UsageError("a preset needs a name")
+        text = json_text(settings, "settings")
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO presets VALUES (?, ?, ?)", (name, text, storable(system_prompt))
+            )
+        return Preset(name, parse_mapping(text), storable(system_prompt))
+
+    def list(self) -> list[Preset]:
+        """All presets by name."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT name, settings, system_prompt FROM presets ORDER BY name")
+            return [Preset(name, parse_mapping(settings), prompt) for name, settings, prompt in rows]
+
+    def delete(self, name: str) -> None:
+        """Raises UsageError when there is none of that name."""
+        with self._database.writing() as connection:
+            if not connection.execute("DELETE FROM presets WHERE name = ?", (storable(name),)).rowcount:
+                raise UsageError(f"there is no preset {one_line(name, _PRESET_NAME_LENGTH)!r}")
+
+
+class Inputs:
+    """What was typed in all conversations, to be recalled."""
+
+    MOST = 1000
+    LONGEST = 100_000
+    """Characters; what is longer was pasted, and stands in its conversation."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, text: str) -> None:
+        """Keeps ``text`` as the newest, unless it is blank, too long or the newest already."""
+        text = storable(text)
+        if not text.strip() or len(text) > self.LONGEST:
+            return
+        with self._database.writing() as connection:
+            newest = connection.execute("SELECT text FROM inputs ORDER BY id DESC LIMIT 1").fetchone()
+            if newest != (text,):
+                connection.execute("INSERT INTO inputs(text) VALUES (?)", (text,))
+                connection.execute(
+                    "DELETE FROM inputs WHERE id <= (SELECT max(id) FROM inputs) - ?", (self.MOST,)
+                )
+
+    def recent(self, limit: int = MOST) -> list[str]:
+        """The newest first."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT text FROM inputs ORDER BY id DESC LIMIT ?", (limit,))
+            return [row[0] for row in rows]
+
+
+class Kept:
+    """Values by key, so that the application comes back as it was left: the open session, widths, positions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, key: str, value: Any) -> None:
+        """Raises UsageError for a value that JSON cannot hold."""
+        text = json_text({"value": value}, f"the value of {key}")
+        with self._database.writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, text))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        return default if row is None else parse_mapping(row[0]).get("value", default)
