@@ -43,7 +43,7 @@ def rates(args: argparse.Namespace, env: dict[str, str], options: tuple[str, ...
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        raise RuntimeError(([*done.stderr.strip().splitlines()] or ["no reason given"])[-1])
     results = [json.loads(line) for line in done.stdout.splitlines()]
     return {r["test"]: r["tok_s"] for r in results}
 

@@ -127,7 +127,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(autouse=True)
 def _no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests see wgllm as a user does who has set nothing and has no graphics card, unless they ask for one."""
-    for name in ("WGLLM_DEBUG", "WGLLM_FUSE"):
+    for name in ("WGLLM_DEBUG", "WGLLM_FUSE", "WGLLM_AHEAD"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WGLLM_BACKEND", "numpy")
     monkeypatch.setenv("WGLLM_TUNE", "0")

@@ -360,7 +360,9 @@ class Engine:
             steps = self.pipeline.steps_ahead()
             assert steps is not None and active.on_device is not None
             (token,) = active.pending
-            active.ahead = RunAhead(steps, self.cache, active.on_device, active.sampler.step, token)
+            active.ahead = RunAhead(
+                steps, self.cache, active.on_device, active.sampler.step, token, self.largest_step
+            )
         most = self.ctx_size - self.cache.length(0)
         if request.max_tokens is not None:
             most = min(most, request.max_tokens - active.stats.generated_tokens)
@@ -368,15 +370,18 @@ class Engine:
         if chosen is None:
             self._end_ahead(active)
             self._fail(Step.of(active.pending, self.cache.length(0), out_rows=[0]))
+        if active.ahead.slow:
+            self._end_ahead(active)
+            active.on_device = None
         active.pending.clear()
-        active.sampler.step += 1
+        active.sampler.drawn_elsewhere()
         return self._take(active, chosen)
 
     def _end_ahead(self, active: _Active) -> None:
         """What ran ahead of the last token was for nothing."""
         if active.ahead is not None:
-            active.ahead.end()
-            active.ahead = None
+            ahead, active.ahead = active.ahead, None
+            ahead.end()
             self._drop_partial_step()
 
     def _interrupt(self, number: int | None) -> Callable[[], None]:
@@ -486,10 +491,12 @@ class Engine:
         return Event(active.number, text, None, reason, self._final_stats(active), stopped_by=found)
 
     def _retire(self, active: _Active) -> None:
-        self._end_ahead(active)
-        self._queue.remove(active)
+        """Once or, when a Ctrl-C comes meanwhile, twice."""
+        if active in self._queue:
+            self._queue.remove(active)
         self._live.discard(active.number)
         self._cancelled.discard(active.number)
+        self._end_ahead(active)
 
     def _final_stats(self, active: _Active) -> Stats:
         return replace(active.stats, context_used=self.cache.length(0), context_size=self.ctx_size)

@@ -145,9 +145,11 @@ def open_device(adapter: Adapter) -> Device:
     return Device.open(adapter, [SUBGROUPS, *([TIMESTAMPS] if debug.level() >= 2 else [])])
 
 
-def known_choices(device: Device) -> Mapping[Product, Choice]:
+def known_choices(executor: WebGpuExecutor) -> Mapping[Product, Choice]:
     """What has been measured of a device so far."""
-    return choices(read_table(_tables(), device_facts(device))) if debug.tunes() else {}
+    if not debug.tunes():
+        return {}
+    return choices(read_table(_tables(), device_facts(executor.device)), executor.target)
 
 
 def _tables() -> Path:
@@ -251,7 +253,7 @@ class _Placing:
         table = read_table(_tables(), facts)
         missing = [product for product in by_benefit(schedules) if product not in table]
         if missing:
-            self.tell(f"tuning shaders for {self.adapter.name}, about {SECONDS:.0f} s, once")
+            self.tell(f"tuning shaders for {self.adapter.name}, about {SECONDS:.0f} s, once per model")
             try:
                 found = tune(device, executor.target, missing, memory=self.wish.memory)
                 write_table(_tables(), facts, found)
@@ -261,7 +263,7 @@ class _Placing:
             except DeviceError:  # not again: this device fails at it
                 self._reopen()
                 write_table(_tables(), facts, dict.fromkeys(missing, Verdict()))
-        self.choices = self.executor.choices = choices(table)
+        self.choices = self.executor.choices = choices(table, self.executor.target)
 
     def _fitting(self, wanted: _Share, too_much: int | None) -> tuple[_Share, int]:
         """The largest share that is worth a try, and the bytes that it takes. Raises DeviceError if none is.

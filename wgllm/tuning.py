@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from wgllm.product_shape import REDUCE, After, Before, Choice, KernelName, Product
+from wgllm.product_shape import REDUCE, After, Before, Choice, KernelName, Product, Target, candidates
 from wgllm.quant import format_by_name
 from wgllm.wgsl import shader_file
 
@@ -62,9 +62,13 @@ Table = Mapping[Product, Verdict]
 """By ``Product.bucket``."""
 
 
-def choices(table: Table) -> dict[Product, Choice]:
-    """Where a device wants another kernel than the default one."""
-    return {product: v.choice for product, v in table.items() if v.choice is not None}
+def choices(table: Table, target: Target) -> dict[Product, Choice]:
+    """Where a device wants another kernel than the default one: of those that would be measured, whatever a file says."""
+    return {
+        product: v.choice
+        for product, v in table.items()
+        if v.choice is not None and v.choice in candidates(product, target)
+    }
 
 
 def by_benefit(schedules: Iterable[Sequence[Product]]) -> list[Product]:
@@ -91,7 +95,7 @@ def read_table(folder: Path, device: DeviceFacts) -> dict[Product, Verdict]:
         if data["head"] != _head(device):
             return {}
         return dict(_entry_from_json(entry) for entry in data["products"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         return {}
 
 

@@ -4,7 +4,7 @@
 //   0  candidates  as candidates/<kind>.wgsl says
 //   1  y           vec2<u32> [ceil(COUNT / SIZE)]
 //!const COUNT: u32
-//!const SIZE: u32 = 1024
+//!const SIZE: u32
 //!include "lib/candidates.wgsl"
 //!include "lib/largest_candidate.wgsl"
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,7 @@ from wgllm.tokenizer import tokenizer_from_model
 GREEDY = SamplingParams(temperature=0)
 DRAWN = SamplingParams(temperature=1.5, seed=5)
 STEP = 8
+ROOT = Path(__file__).parents[2]
 
 
 def prompt(n: int) -> list[int]:
@@ -37,16 +42,16 @@ def tokens_of(events: list[Event]) -> list[int]:
     return [e.token_id for e in events if e.token_id is not None]
 
 
-def engine_on(device: Device, name: str, ctx: int = CTX) -> Engine:
+def engine_on(device: Device, name: str, ctx: int = CTX, step: int = STEP) -> Engine:
     """With small rings, so that they come round."""
     file = open_gguf(tiny(name).path)
     built = models.build(file)
-    sizes = cell_counts(built.graph.windows, ctx, STEP, 1)
+    sizes = cell_counts(built.graph.windows, ctx, step, 1)
     program = WebGpuExecutor(device).load(
-        built.graph, file.tensors, LoadOptions(sizes, largest_step=STEP, ctx_size=ctx)
+        built.graph, file.tensors, LoadOptions(sizes, largest_step=step, ctx_size=ctx)
     )
     cache = KVCache(built.graph.windows, sizes, ctx)
-    return Engine(Pipeline([program]), cache, tokenizer_from_model(file), largest_step=STEP, vocab_size=512)
+    return Engine(Pipeline([program]), cache, tokenizer_from_model(file), largest_step=step, vocab_size=512)
 
 
 class Counts:
@@ -260,9 +265,28 @@ def test_log_probabilities_and_penalties_are_the_host_s(engine: Engine, counts: 
 def test_slow_steps_run_one_at_a_time(
     engine: Engine, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    request = Request(prompt(20), 9, DRAWN, ignore_eos=True)
+    expected = tokens_of(alone(engine, request, monkeypatch))
     monkeypatch.setattr(run_ahead, "_SHORT_STEP", 0.0)
-    list(run_request(engine, Request(prompt(20), 9, GREEDY, ignore_eos=True)))
-    assert (counts.submitted, counts.most_in_flight) == (8, 1)
+    assert tokens_of(list(run_request(engine, request))) == expected
+    # Two long ones in a row, and the host waits for logits instead: submissions between which a cancel is seen.
+    assert (counts.submitted, counts.taken, counts.most_in_flight) == (2, 2, 1)
+
+
+def test_no_further_ahead_than_a_ring_allows(
+    own_device: Device, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WGLLM_AHEAD", "8")
+    engine = engine_on(own_device, "gemma3.f32", step=2)
+    request = Request(prompt(60), 30, DRAWN, ignore_eos=True)
+    expected = tokens_of(alone(engine, request, monkeypatch))
+    events = []
+    for event in run_request(engine, request):
+        events.append(event)
+        if len(events) == 20:
+            assert len(engine.save_state()[0].tokens) == 60 + 19
+    assert tokens_of(events) == expected and counts.most_in_flight == 3
+    engine.close()
 
 
 def test_a_number_that_is_none_names_its_node(
@@ -316,3 +340,19 @@ def test_closing_while_steps_are_in_flight(own_device: Device, counts: Counts) -
     engine.close()
     with pytest.raises(DeviceError, match="closed"):
         steps.submit()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
+@pytest.mark.parametrize(
+    "what", [("lines",), ("signals", "30")], ids=["before each line", "after random times"]
+)
+def test_ctrl_c_at_any_moment_leaves_the_rest_usable(own_device: Device, what: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.interrupts", *what],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > 10  # so many came through as KeyboardInterrupt

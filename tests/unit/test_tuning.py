@@ -19,6 +19,7 @@ CARD = DeviceFacts("Card 9000 / Ti", 4318, 9019, "Vulkan", "driver 580.1", 32, 1
 DOWN = Product(1, 1536, 576, Q4, "plain", "added")
 HEAD = Product(1, 512, 49152, Q6, "normed")
 WIDE = Choice("matvec_wide", 128, 1, 2, True)
+TARGET = Target(Limits(workgroup_memory=49152, invocations=1024), subgroup=32)
 TABLE = {DOWN: Verdict(WIDE, 12.5, 8.25), HEAD: Verdict()}
 
 
@@ -27,9 +28,24 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_table(folder, CARD) == {}
     write_table(folder, CARD, TABLE)
     assert read_table(folder, CARD) == TABLE
-    assert choices(read_table(folder, CARD)) == {DOWN: WIDE}
+    assert choices(read_table(folder, CARD), TARGET) == {DOWN: WIDE}
     assert [file.name for file in folder.iterdir()] == [table_path(folder, CARD).name]
     assert table_path(folder, CARD).name.startswith("card-9000-ti-")
+
+
+@pytest.mark.parametrize(
+    "senseless",
+    [
+        Choice("matvec_wide", 2, 1, 1, subgroups=True),
+        Choice("matvec_wide", 128, 3, 2),
+        Choice("matmul", 64, 4, 32, splits=1000),
+        Choice("matmul_software", 64, 1, 4),
+    ],
+)
+def test_a_choice_that_nobody_would_measure_does_not_count(senseless: Choice) -> None:
+    assert choices({DOWN: Verdict(senseless, 2.0, 1.0)}, TARGET) == {}
+    many = replace(DOWN, rows=256)
+    assert choices({many: Verdict(Choice("matvec"), 2.0, 1.0)}, TARGET) == {}  # it may take seconds
 
 
 def test_tables_are_added_to(tmp_path: Path) -> None:
@@ -92,6 +108,7 @@ def sound() -> dict[str, object]:
     "change",
     [
         {"rows": 0},
+        {"default_us": 10**400},
         {"inputs": "64"},
         {"outputs": None},
         {"before": "unheard-of"},

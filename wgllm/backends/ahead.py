@@ -18,6 +18,7 @@ from wgllm.backends.device import Copy, Device, reported
 from wgllm.backends.gpu_memory import GpuMemory
 from wgllm.backends.gpu_state import GpuState
 from wgllm.backends.native import Call, PublicReadback, Readback
+from wgllm.backends.signals import SignalsHeld
 from wgllm.plan import Part, Plan, Schedule, Width
 from wgllm.sampler_words import DeviceSampling
 
@@ -25,7 +26,7 @@ _TAKEN_BYTES = 8
 
 
 @dataclass(frozen=True)
-class Work:
+class Prepared:
     """A schedule that is ready to run."""
 
     width: Width
@@ -37,7 +38,7 @@ class Work:
 class Replays(Protocol):
     """What this needs of a program."""
 
-    def prepare(self, part: Part, rows: int, cells: int = 0) -> Work:
+    def prepare(self, part: Part, rows: int, cells: int = 0) -> Prepared:
         """A schedule, ready to run."""
 
     def submit_all(
@@ -71,19 +72,18 @@ class GpuSteps:
         self._waiting: deque[Readback | PublicReadback] = deque()
         self._made: dict[tuple[Width, Part], _Step] = {}
         self._part: Part = "greedy"
-        self._slot = 0
         self._pos = 0
 
     @property
     def in_flight(self) -> int:
         return len(self._waiting)
 
-    def begin(self, sampling: DeviceSampling, draws: int, token: int, pos: int, slot: int = 0) -> None:
-        """The next step reads ``token`` at ``pos``, and chooses as a request that has drawn ``draws`` tokens."""
+    def begin(self, sampling: DeviceSampling, draws: int, token: int, pos: int) -> None:
+        """The next step reads ``token`` at ``pos`` of slot 0, and chooses as a request that has drawn ``draws`` tokens."""
         self.drop()
         self._part = "greedy" if sampling.greedy else "draw"
-        self._slot, self._pos = slot, pos
-        for name, value in {"token": token, "pos": pos, "slot": slot, "out_rows": 0}.items():
+        self._pos = pos
+        for name, value in {"token": token, "pos": pos, "slot": 0, "out_rows": 0}.items():
             if name in self._plan.inputs:
                 self._memory.write(self._plan.inputs[name].region, np.array([value], np.int32))
         self._memory.write(self._sampling.request, sampling.words(draws))
@@ -91,14 +91,16 @@ class GpuSteps:
     def submit(self) -> None:
         """One more step, while fewer than ``most`` are in flight."""
         self._memory.check()
-        readback = self._free[0]
-        self._state.step(np.array([self._pos], np.int32), np.array([self._slot], np.int32))
-        taken = self._memory.buffers[self._sampling.taken.buffer]
-        self._program.submit_all(*self._step(), [Copy(taken, 0, _TAKEN_BYTES, readback.buffer, 0)])
-        with reported("can't read a token"):
-            readback.request()
-        self._waiting.append(self._free.popleft())
-        self._pos += 1
+        step = self._step()
+        with SignalsHeld():  # what is submitted and what is known of it belong together
+            readback = self._free[0]
+            self._state.step(np.array([self._pos], np.int32), np.zeros(1, np.int32))
+            taken = self._memory.buffers[self._sampling.taken.buffer]
+            self._program.submit_all(*step, [Copy(taken, 0, _TAKEN_BYTES, readback.buffer, 0)])
+            self._waiting.append(self._free.popleft())
+            with reported("can't read a token"):
+                readback.request()
+            self._pos += 1
 
     def _step(self) -> _Step:
         """The same for many positions."""
@@ -118,23 +120,24 @@ class GpuSteps:
         readback = self._waiting[0]
         with reported("can't read a token"):
             readback.wait(interrupt)
-            self._waiting.popleft()
-            try:
+            with SignalsHeld():
+                self._free.append(self._waiting.popleft())
                 token, bad = np.frombuffer(readback.read(), np.int32)
-            finally:
-                self._free.append(readback)
         return None if bad else int(token)
 
     def drop(self) -> None:
         """Waits for what is in flight and forgets what it chose; what it wrote to the state is still there."""
-        while self._waiting:
-            readback = self._waiting.popleft()
-            readback.drop()
-            self._free.append(readback)
+        with SignalsHeld(), reported("can't read a token"):
+            while self._waiting:
+                self._free.append(self._waiting.popleft())
+                self._free[-1].drop()
 
     def close(self) -> None:
-        self.drop()
-        for readback in self._free:
-            readback.buffer.destroy()
-        self._free.clear()
-        self._made.clear()
+        try:
+            self.drop()
+        finally:
+            for readback in (*self._free, *self._waiting):
+                readback.buffer.destroy()
+            self._free.clear()
+            self._waiting.clear()
+            self._made.clear()

@@ -94,8 +94,8 @@ class StepsAhead(Protocol):
     def in_flight(self) -> int:
         """Steps that were submitted, and neither taken nor dropped."""
 
-    def begin(self, sampling: DeviceSampling, draws: int, token: int, pos: int, slot: int = 0) -> None:
-        """The next step reads ``token`` at ``pos``, and chooses as a request that has drawn ``draws`` tokens."""
+    def begin(self, sampling: DeviceSampling, draws: int, token: int, pos: int) -> None:
+        """The next step reads ``token`` at ``pos`` of slot 0, and chooses as a request that has drawn ``draws`` tokens."""
 
     def submit(self) -> None:
         """One more step."""

@@ -288,8 +288,8 @@ class Device:
         """
         readback = self._readback_of(buffer, size)
         with reported("can't read results"):
-            readback.request()
             try:
+                readback.request()
                 readback.wait(pauses=pauses)
                 return np.frombuffer(readback.read(), np.uint8)
             except BaseException:  # Ctrl-C
@@ -300,6 +300,11 @@ class Device:
         if self._native is None:
             return PublicReadback(buffer, size, self.waited)
         return Readback(self._native, self.handle, buffer, size, self.waited)
+
+    @property
+    def asks_itself(self) -> bool:
+        """Whether waiting for results can be interrupted: it is asking, not a thread's promise."""
+        return self._native is not None
 
     @functools.cached_property
     def _native(self) -> Any:

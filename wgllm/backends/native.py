@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from wgllm.backends.signals import SignalsHeld
+
 # How often a device is asked before the first pause; seconds by which pauses grow, and their most.
 _EAGER_TRIES = 20
 _PAUSE = 2e-5
@@ -108,42 +110,53 @@ class Readback:
 
     def request(self) -> None:
         """For when everything that was submitted so far is done."""
-        self._status = None
-        self._native._map(self.buffer._internal, self._native._read, 0, self.size, self._info[0])
-        self._requested = True
+        with SignalsHeld():
+            self._status = None
+            self._native._map(self.buffer._internal, self._native._read, 0, self.size, self._info[0])
+            self._requested = True
 
     def wait(self, interrupt: Callable[[], None] | None = None, *, pauses: bool = True) -> None:
-        """Until the results are there. ``interrupt`` is called again and again and may raise; then the request still
-        stands. Without ``pauses`` their coming is seen at once."""
+        """Until the results are there. ``interrupt`` is called again and again and may raise, as handlers of signals
+        may; then the request still stands. Without ``pauses`` their coming is seen at once."""
         with self._waited.counted():
-            tries = 0
             while self._status is None:
-                self._native._poll(self._device._internal, 0, self._native._null)
-                if self._status is not None:
-                    return
-                if interrupt is not None:
-                    interrupt()
-                tries += 1
-                if pauses and tries > _EAGER_TRIES:
-                    time.sleep(min((tries - _EAGER_TRIES) * _PAUSE, _LONGEST_PAUSE))
+                with (
+                    SignalsHeld() as signals
+                ):  # what is raised inside of the library's callback would be lost
+                    self._poll(interrupt, signals, pauses=pauses)
+
+    def _poll(self, interrupt: Callable[[], None] | None, signals: SignalsHeld, *, pauses: bool) -> None:
+        """Until the results are there, or a signal has come."""
+        tries = 0
+        while not signals.pending:
+            self._native._poll(self._device._internal, 0, self._native._null)
+            if self._status is not None:
+                return
+            if interrupt is not None:
+                interrupt()
+            tries += 1
+            if pauses and tries > _EAGER_TRIES:
+                time.sleep(min((tries - _EAGER_TRIES) * _PAUSE, _LONGEST_PAUSE))
 
     def read(self) -> bytes:
         """A copy; ends the request. Raises RuntimeError when the device has failed."""
-        self._requested = False
-        if self._status != self._native._success:
-            raise RuntimeError(self._message or "the device was lost")
-        pointer = self._native._mapped(self.buffer._internal, 0, self.size)
-        data = bytes(self._native._ffi.buffer(pointer, self.size))
-        self._native._unmap(self.buffer._internal)
-        return data
+        with SignalsHeld():
+            self._requested = False
+            if self._status != self._native._success:
+                raise RuntimeError(self._message or "the device was lost")
+            pointer = self._native._mapped(self.buffer._internal, 0, self.size)
+            data = bytes(self._native._ffi.buffer(pointer, self.size))
+            self._native._unmap(self.buffer._internal)
+            return data
 
     def drop(self) -> None:
         """Waits for what was requested, if anything was, and forgets it."""
-        if self._requested:
-            self.wait()
-            if self._status == self._native._success:
-                self._native._unmap(self.buffer._internal)
-            self._requested = False
+        with SignalsHeld():  # to be interrupted would leave the buffer on its way
+            if self._requested:
+                self.wait()
+                if self._status == self._native._success:
+                    self._native._unmap(self.buffer._internal)
+                self._requested = False
 
 
 class PublicReadback:

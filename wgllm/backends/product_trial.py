@@ -25,7 +25,7 @@ from wgllm.wgsl import compose
 _BATCH_SECONDS, _LARGEST_BATCH = 0.002, 512
 # Cards at rest are slow: they are kept busy for so long before anything is timed.
 _WARM_SECONDS = 0.02
-_MOST_COPIES = 256
+_MOST_COPIES = 1024
 # Numbers of 32 bits after which weights repeat: odd, so that no two rows are the same.
 _PATTERN = 1_000_003
 # Rows and outputs that are compared: the last ones, and some of the others.

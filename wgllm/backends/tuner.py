@@ -31,7 +31,7 @@ _HOPELESS = 1.3
 # measured. The pace is known after one of so many multiplications. Parts keep so many outputs that all cores are busy.
 _LONG, _FEW, _LEAST_OUTPUTS = 0.005, 1 << 27, 256
 # Larger than the caches of graphics cards. A processor's are smaller, and its memory is filled slowly.
-_ARENA, _ARENA_SOFTWARE, _LEAST_ARENA = 128 << 20, 16 << 20, 4 << 20
+_ARENA, _ARENA_SOFTWARE, _LEAST_ARENA = 256 << 20, 16 << 20, 4 << 20
 
 
 def device_facts(device: Device) -> DeviceFacts:

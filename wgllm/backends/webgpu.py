@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wgllm.backends.ahead import GpuSteps, Work
+from wgllm.backends.ahead import GpuSteps, Prepared
 from wgllm.backends.base import Array, Ints, LoadOptions, Trace
 from wgllm.backends.device import Copy, Device
 from wgllm.backends.fills import Bytes
@@ -108,7 +108,7 @@ class _Stage:
 
     rows: int
     """That count; the others are padding."""
-    work: Work
+    work: Prepared
 
 
 class WebGpuProgram(KeepsState[GpuState]):
@@ -128,7 +128,7 @@ class WebGpuProgram(KeepsState[GpuState]):
         self.options = options
         self._pipelines = Pipelines(device, plan)
         self._bind_groups: dict[tuple[int, tuple[Region, ...]], object] = {}
-        self._prepared: dict[Width, Work] = {}
+        self._prepared: dict[Width, Prepared] = {}
         self._pace = _FIRST_PACE
         self._weight_bytes = {t.name: weights[t.name].nbytes for t in graph.of_kind("weight")}
         self._steps: GpuSteps | None = None
@@ -188,7 +188,8 @@ class WebGpuProgram(KeepsState[GpuState]):
         return {name: self._joined(name, arrays) for name, arrays in made.items()}
 
     def steps_ahead(self) -> GpuSteps | None:
-        if self.plan.sampling is None:
+        # Without wgpu-native's own functions a wait can't be interrupted.
+        if self.plan.sampling is None or not self.device.asks_itself:
             return None
         if self._steps is None:
             self._steps = GpuSteps(self, self.device, self.plan, self._memory, self._state)
@@ -215,11 +216,13 @@ class WebGpuProgram(KeepsState[GpuState]):
                 self._memory.write(value.region, padded)
         return _Stage(rows, work)
 
-    def prepare(self, part: Part, rows: int, cells: int = 0) -> Work:
+    def prepare(self, part: Part, rows: int, cells: int = 0) -> Prepared:
         """A schedule, ready to run."""
         width, dispatches = self.plan.schedule(part, rows, cells)
         if width not in self._prepared:
-            work = Work(width, dispatches, [self._call(d) for d in dispatches], [d.cost for d in dispatches])
+            work = Prepared(
+                width, dispatches, [self._call(d) for d in dispatches], [d.cost for d in dispatches]
+            )
             self._prepared[width] = work
             if self._profile is not None:
                 self._profile.know(width, dispatches, work.calls)
@@ -381,13 +384,13 @@ class WebGpuProgram(KeepsState[GpuState]):
                     yield name, self.graph.tensors[node.inputs[0]].shape[0]
 
     def close(self) -> None:
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
-        self._prepared.clear()
-        self._bind_groups.clear()
-        self._pipelines.close()
-        self._memory.close()
-        if self._profile is not None:
-            self._profile.close()
-            self._profile = None
+        with contextlib.ExitStack() as closing:  # all of it, whatever a lost device has against one
+            if self._profile is not None:
+                closing.callback(self._profile.close)
+            closing.callback(self._memory.close)
+            closing.callback(self._pipelines.close)
+            if self._steps is not None:
+                closing.callback(self._steps.close)
+            self._steps = self._profile = None
+            self._prepared.clear()
+            self._bind_groups.clear()

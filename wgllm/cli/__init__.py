@@ -20,6 +20,7 @@ from wgllm.errors import WgllmError, printable
 
 # name -> (module, one-line help); the help stands here so that `wgllm --help` imports no command.
 COMMANDS = {
+    "chat": ("wgllm.cli.chat", "Talk with a model in the terminal."),
     "generate": ("wgllm.cli.generate", "Generate text from a prompt."),
     "pull": ("wgllm.cli.models", "Download a model."),
     "list": ("wgllm.cli.models", "List the models that are here or can be had."),
@@ -105,6 +106,7 @@ def cli(ctx: click.Context) -> None:
 
     \b
     Examples:
+      wgllm chat
       wgllm generate -p "The capital of France is"
       wgllm generate -p "Summarise this:" < notes.txt
 

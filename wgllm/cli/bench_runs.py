@@ -224,16 +224,17 @@ class Bench:
         dispatches = touched = 0
         for plan, figures in self._figures:
             parts = {n.part for n in plan.nodes}
-            widths: Counter[Width] = Counter()
+            counts: Counter[tuple[Width, int]] = Counter()
             for rows, cells, ends in self._steps(case):
                 if "body" in parts:
-                    widths[plan.schedule("body", rows, cells)[0]] += 1
+                    counts[plan.schedule("body", rows, cells)[0], cells] += 1
                 if ends and "tail" in parts:
-                    widths[plan.schedule("tail", 1)[0]] += 1
+                    counts[plan.schedule("tail", 1)[0], 0] += 1
                 if case.kind == "tg" and ahead:
-                    widths[plan.schedule("greedy", 1)[0]] += 1
-            for width, times in widths.items():
-                made = figures.schedule(width, plan.schedules[width])
+                    counts[plan.schedule("greedy", 1)[0], 0] += 1
+            for (width, cells), times in counts.items():
+                # Of the cells that a schedule is made for attention reads those in use.
+                made = figures.schedule(width._replace(cells=cells), plan.schedules[width])
                 dispatches += times * made.dispatches
                 touched += times * made.traffic.all
         return dispatches / case.n, touched / case.n

@@ -79,7 +79,7 @@ def check_command(model: str | None, report: str | None, device: str | None, as_
     say(f"checking {adapter}")
     made = Report(_facts(found, adapter, opened))
     executor = WebGpuExecutor(opened)
-    executor.choices = known_choices(opened)  # what models run with
+    executor.choices = known_choices(executor)  # what models run with
     try:
         _check_kernels(executor, made)
         if model is not None:

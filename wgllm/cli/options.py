@@ -188,7 +188,20 @@ def model_name(model: str, hf_repo: str | None) -> str:
     return hf_repo if hf_repo.startswith("hf:") else f"hf:{hf_repo}"
 
 
-def load_model(
+def load_model(*, bar: bool = True, **arguments: Any) -> Llm:
+    """The model that ``model_options`` (and ``chat_options``) ask for, telling its progress with ``bar``."""
+    name, options = load_arguments(**arguments)
+    from wgllm.llm import load
+
+    return load(
+        name,
+        **options,
+        progress=loading_bar(name) if bar else None,
+        download_progress=None if bar else SilentProgress(),
+    )
+
+
+def load_arguments(
     model: str,
     hf_repo: str | None,
     offline: bool,
@@ -212,9 +225,8 @@ def load_model(
     chat_template: str | None = None,
     chat_template_file: str | None = None,
     chat_template_kwargs: str | None = None,
-    bar: bool = True,
-) -> Llm:
-    """The model that ``model_options`` (and ``chat_options``) ask for, telling its progress with ``bar``."""
+) -> tuple[str, dict[str, Any]]:
+    """The model's name, and the options of ``wgllm.load`` as plain data, that a command's options ask for."""
     name = model_name(model, hf_repo)
     overrides = parse_overrides(override_kv)
     template = _template(chat_template, chat_template_file)
@@ -224,32 +236,27 @@ def load_model(
             raise UsageError("--rope-scale N and --rope-freq-scale 1/N say the same; give one of them")
         rope_scale = 1 / rope_freq_scale
     step = min(batch_size, ubatch_size or _AUTO_STEP)
-    from wgllm.llm import load
-
-    return load(
-        name,
-        backend=backend,
-        device=device,
-        gpu_layers=gpu_layers,
-        device_memory=device_memory,
-        tune=not no_tune,
-        ctx_size=ctx_size,
-        kv_type=kv_type,
-        kv_type_v=kv_type_v,
-        flash_attention=flash_attn != "off",
-        threads=threads,
-        batch_size=None if ubatch_size is None and step == _AUTO_STEP else step,
-        rope_scaling=rope_scaling,
-        rope_scale=rope_scale,
-        rope_freq_base=rope_freq_base,
-        overrides=overrides,
-        chat_template=template,
-        chat_template_name=None if template == chat_template else chat_template_file or chat_template,
-        chat_template_kwargs=template_kwargs,
-        offline=offline,
-        progress=loading_bar(name) if bar else None,
-        download_progress=None if bar else SilentProgress(),
-    )
+    return name, {
+        "backend": backend,
+        "device": device,
+        "gpu_layers": gpu_layers,
+        "device_memory": device_memory,
+        "tune": not no_tune,
+        "ctx_size": ctx_size,
+        "kv_type": kv_type,
+        "kv_type_v": kv_type_v,
+        "flash_attention": flash_attn != "off",
+        "threads": threads,
+        "batch_size": None if ubatch_size is None and step == _AUTO_STEP else step,
+        "rope_scaling": rope_scaling,
+        "rope_scale": rope_scale,
+        "rope_freq_base": rope_freq_base,
+        "overrides": overrides,
+        "chat_template": template,
+        "chat_template_name": None if template == chat_template else chat_template_file or chat_template,
+        "chat_template_kwargs": template_kwargs,
+        "offline": offline,
+    }
 
 
 # Values

@@ -14,6 +14,7 @@ from wgllm.sampling.params import (
     SamplingOptions,
     SamplingParams,
     samplers_from_letters,
+    value_range,
 )
 from wgllm.sampling.rng import fresh_seed, philox, uniform
 
@@ -34,4 +35,5 @@ __all__ = [
     "sample",
     "samplers_from_letters",
     "uniform",
+    "value_range",
 ]

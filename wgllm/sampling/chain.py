@@ -67,6 +67,10 @@ class Sampler:
             self._remember(token)
         return token
 
+    def drawn_elsewhere(self) -> None:
+        """A device has drawn a token as ``on_device`` tells it."""
+        self.step += 1
+
     def on_device(self) -> DeviceSampling | None:
         """How a device draws the same tokens, or None if it can't."""
         if self._argmax:

@@ -219,6 +219,11 @@ class SamplingOptions(TypedDict, total=False):
     samplers: str | Sequence[str] | None
 
 
+def value_range(name: str) -> tuple[float, float]:
+    """The lowest and the highest value of a field that is a number, other than the seed."""
+    return _RANGES[name]
+
+
 def samplers_from_letters(letters: str) -> tuple[str, ...]:
     """The samplers of llama.cpp's letters: ``edskypmxt`` is the default order."""
     bad = next((c for c in letters if c not in SAMPLER_LETTERS), None)

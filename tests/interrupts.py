@@ -1,0 +1,123 @@
+"""Ctrl-C at any moment of a generation on a device: a program of its own, since what goes wrong may end the process.
+
+    python -m tests.interrupts signals 40    real signals after random times
+    python -m tests.interrupts lines         before each line of what keeps track of steps in flight
+
+After each interrupt the same request must make the same tokens. Prints what it has tried.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+from tests.conftest import open_device
+from tests.tiny import tiny
+from wgllm import models, run_ahead
+from wgllm.backends import ahead, device, native, webgpu
+from wgllm.backends.base import LoadOptions
+from wgllm.backends.segments import Pipeline
+from wgllm.cache import KVCache, cell_counts
+from wgllm.engine import Engine, Request, run_request
+from wgllm.formats.gguf import open_gguf
+from wgllm.sampling import SamplingParams
+from wgllm.tokenizer import tokenizer_from_model
+
+REQUEST = Request([5, 6, 7, 8, 9, 10, 11], 14, SamplingParams(temperature=1.5, seed=5), ignore_eos=True)
+WATCHED = (ahead.GpuSteps, native.Readback, run_ahead.RunAhead)
+FUNCTIONS = (
+    device.Device.mapped,
+    device.Device.submit,
+    device.Device.hand_over,
+    Engine._step_ahead,
+    Engine._end_ahead,
+)
+
+
+def engine() -> Engine:
+    file = open_gguf(tiny("llama-tied.f32").path)
+    built = models.build(file)
+    sizes = cell_counts(built.graph.windows, 64, 8, 1)
+    options = LoadOptions(sizes, largest_step=8, ctx_size=64)
+    program = webgpu.WebGpuExecutor(open_device(default_limits=False)).load(
+        built.graph, file.tensors, options
+    )
+    cache = KVCache(built.graph.windows, sizes, 64)
+    return Engine(Pipeline([program]), cache, tokenizer_from_model(file), largest_step=8, vocab_size=512)
+
+
+def tokens(runs: Engine) -> list[int]:
+    runs._truncate(0)
+    return [e.token_id for e in run_request(runs, REQUEST) if e.token_id is not None]
+
+
+def by_signals(runs: Engine, expected: list[int], count: int) -> int:
+    """How many of ``count`` requests were interrupted, some of them twice."""
+    rng, seen = random.Random(1), 0
+    for _ in range(count):
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.05), rng.choice((0.0, 0.002)))
+        try:
+            tokens(runs)
+        except KeyboardInterrupt:
+            seen += 1
+        finally:
+            while True:  # a second one may come here
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    break
+                except KeyboardInterrupt:
+                    continue
+        assert not runs.busy
+        assert tokens(runs) == expected
+    return seen
+
+
+def lines() -> list[tuple[CodeType, int]]:
+    functions = [f for kind in WATCHED for f in vars(kind).values() if hasattr(f, "__code__")]
+    codes = [f.__code__ for f in (*functions, *FUNCTIONS)]
+    return list(dict.fromkeys((c, n) for c in codes for _, _, n in c.co_lines() if n is not None))
+
+
+def by_lines(runs: Engine, expected: list[int]) -> int:
+    """At how many lines a signal came."""
+    tried = 0
+    for code, line in lines():
+        waiting = True
+
+        def trace(frame: FrameType, event: str, arg: Any, code: CodeType = code, line: int = line) -> Any:
+            nonlocal waiting
+            if waiting and frame.f_code is code and event == "line" and frame.f_lineno == line:
+                waiting = False
+                signal.raise_signal(signal.SIGINT)
+            return trace if frame.f_code is code else None
+
+        sys.settrace(trace)
+        try:
+            tokens(runs)
+        except KeyboardInterrupt:
+            tried += 1
+        finally:
+            sys.settrace(None)
+        assert not runs.busy
+        assert tokens(runs) == expected, (code.co_name, line)
+    return tried
+
+
+def main() -> None:
+    run_ahead._SHORT_STEP = 60.0  # always ahead, however slow the device
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    runs = engine()
+    expected = tokens(runs)
+    if sys.argv[1] == "signals":
+        print("interrupted", by_signals(runs, expected, int(sys.argv[2])))
+    else:
+        print("lines", by_lines(runs, expected))
+    runs.close()
+
+
+if __name__ == "__main__":
+    main()
