@@ -15,6 +15,8 @@ import statistics
 import time
 from typing import Any
 
+import llama_cpp  # type: ignore[import-not-found,unused-ignore]
+
 from wgllm.backends.numpy_weights import cpu_count
 from wgllm.engine import Engine, Request, run_request
 from wgllm.hub import resolve
@@ -38,9 +40,11 @@ def llama_rates(llama: Any, n_prompt: int, n_gen: int, salt: int) -> Rates:
     llama.reset()
     start = time.perf_counter()
     llama.eval(tokens)
+    llama_cpp.llama_synchronize(llama.ctx)  # a graphics card is done later
     read = time.perf_counter()
     for i in range(n_gen):
         llama.eval([(tokens[-1] + i) % vocab])
+        llama_cpp.llama_synchronize(llama.ctx)
     return n_prompt / (read - start), n_gen / (time.perf_counter() - read)
 
 
@@ -57,8 +61,6 @@ def main() -> None:
         "--pause", type=float, default=0.5, help="seconds between turns, for idle threads to sleep"
     )
     args = parser.parse_args()
-
-    import llama_cpp
 
     path = resolve(args.model)
     lengths = [int(n) for n in args.prompt.split(",")]

@@ -8,6 +8,7 @@ After each interrupt the same request must make the same tokens. Prints what it 
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sys
@@ -107,6 +108,7 @@ def by_lines(runs: Engine, expected: list[int]) -> int:
 
 
 def main() -> None:
+    os.environ["WGLLM_AHEAD"] = "2"
     run_ahead._SHORT_STEP = 60.0  # always ahead, however slow the device
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     signal.signal(signal.SIGALRM, signal.default_int_handler)

@@ -5,7 +5,7 @@
 ``wgllm.backends.profile``.
 ``WGLLM_BACKEND=numpy`` (or ``webgpu``): what the backend ``auto`` means.
 ``WGLLM_LIMITS=least``: a graphics card's limits are those that every WebGPU device has.
-``WGLLM_AHEAD=4``: at most so many steps whose tokens a graphics card chooses are in flight (2); 0: the host chooses.
+``WGLLM_AHEAD=4``: at most so many steps whose tokens a device chooses are in flight; 0: the host chooses.
 ``WGLLM_TUNE=0``: shaders are not measured, and what was measured is not used, as with ``--no-tune``.
 ``WGLLM_FUSE=0``: the textbook graph; ``WGLLM_FUSE=-attention,-gated``: without these passes.
 """
@@ -30,13 +30,10 @@ def least_limits() -> bool:
     return os.environ.get("WGLLM_LIMITS") == "least"
 
 
-def steps_ahead() -> int:
-    """The most steps in flight whose tokens the device chooses, 2 when unset or no number; 0: the host chooses them.
-
-    With more than 2 a stop waits longer, and a device that is kept busy by 2 gains nothing.
-    """
+def steps_ahead() -> int | None:
+    """The most steps in flight whose tokens the device chooses; 0: the host chooses them. None when unset."""
     value = os.environ.get("WGLLM_AHEAD", "")
-    return min(int(value), 8) if value.isdecimal() else 2
+    return min(int(value), 8) if value.isdecimal() else None
 
 
 def tunes() -> bool:

@@ -185,7 +185,7 @@ class _Active:
         )
         self.stats = Stats(prompt_tokens=len(request.tokens), seed=self.seed)
         self.begun = False
-        self.on_device = self.sampler.on_device() if not request.logprobs and debug.steps_ahead() else None
+        self.on_device = None if request.logprobs or debug.steps_ahead() == 0 else self.sampler.on_device()
         self.ahead: RunAhead | None = None
 
 

@@ -63,7 +63,7 @@ Table = Mapping[Product, Verdict]
 
 
 def choices(table: Table, target: Target) -> dict[Product, Choice]:
-    """Where a device wants another kernel than the default one: of those that would be measured, whatever a file says."""
+    """Where a device wants another kernel than the default: of those that would be measured, whatever a file says."""
     return {
         product: v.choice
         for product, v in table.items()

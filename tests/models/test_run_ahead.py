@@ -82,6 +82,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     monkeypatch.setattr(GpuSteps, "begin", counting_begin)
     monkeypatch.setattr(GpuSteps, "submit", counting_submit)
     monkeypatch.setattr(GpuSteps, "take", counting_take)
+    monkeypatch.setenv("WGLLM_AHEAD", "2")
     # However slow the device is.
     monkeypatch.setattr(run_ahead, "_SHORT_STEP", 60.0)
     return made

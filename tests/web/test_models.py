@@ -49,8 +49,8 @@ def test_the_browser_compiles_every_shader_of_a_plan(browser_page: BrowserPage, 
     assert browser_page.mistakes([k.source for k in plan.kernels]) == []
 
 
-# Plain attention, a ring that goes round, biases, K-quants.
-@pytest.mark.parametrize("name", ["llama-tied.f32", "gemma3.f32", "qwen2.f32", "llama-q.q4_k_s"])
+# A ring that goes round; biases.
+@pytest.mark.parametrize("name", ["gemma3.f32", "qwen2.f32"])
 def test_a_tiny_model_makes_the_expected_tokens(browser_page: BrowserPage, name: str) -> None:
     case = tiny(name).cases()[-1]
     margins = case["greedy_margins"]

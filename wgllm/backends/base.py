@@ -95,7 +95,7 @@ class StepsAhead(Protocol):
         """Steps that were submitted, and neither taken nor dropped."""
 
     def begin(self, sampling: DeviceSampling, draws: int, token: int, pos: int) -> None:
-        """The next step reads ``token`` at ``pos`` of slot 0, and chooses as a request that has drawn ``draws`` tokens."""
+        """The next step reads ``token`` at ``pos`` of slot 0, and chooses as a request with ``draws`` tokens drawn."""
 
     def submit(self) -> None:
         """One more step."""

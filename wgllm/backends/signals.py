@@ -1,4 +1,4 @@
-"""Putting a Ctrl-C off for a moment: between a request and its answer wgpu-native ends a process that is in disorder."""
+"""Putting a Ctrl-C off for a moment: wgpu-native ends a process in which a request and its answer are at odds."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ class Bench:
 
     def _launched(self, case: Case) -> tuple[float, float]:
         """Dispatches, and the bytes that they touch, for a token on average."""
-        ahead = debug.steps_ahead() > 0 and self.engine.pipeline.steps_ahead() is not None
+        ahead = debug.steps_ahead() != 0 and self.engine.pipeline.steps_ahead() is not None
         dispatches = touched = 0
         for plan, figures in self._figures:
             parts = {n.part for n in plan.nodes}
