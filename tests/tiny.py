@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from tests import tolerances
 from wgllm import models
 from wgllm.backends.base import Array, Executor, LoadOptions, Program, Step
 from wgllm.backends.numpy_program import NumpyExecutor, NumpyProgram
-from wgllm.cache import cell_counts
+from wgllm.backends.segments import Pipeline
+from wgllm.cache import KVCache, cell_counts
+from wgllm.engine import Engine
 from wgllm.formats.gguf import open_gguf
+from wgllm.formats.model_file import TensorView
+from wgllm.tokenizer import tokenizer_from_model
 
 DATA = Path(__file__).parent / "data" / "tiny"
 CTX = 512  # what the tiny models were trained for
@@ -65,6 +70,29 @@ def load_on(
     sizes = cell_counts(built.graph.windows, ctx, largest_step, slots)
     wanted = LoadOptions(sizes, largest_step=largest_step, ctx_size=ctx, **options)
     return executor.load(built.graph, file.tensors, wanted)
+
+
+def engine_on(
+    executor: Executor,
+    name: str,
+    *,
+    ctx: int = CTX,
+    largest_step: int = 64,
+    changed: Mapping[str, TensorView] | None = None,
+) -> Engine:
+    """An engine for the model ``name``, some of its tensors ``changed``. With small steps rings are small too."""
+    file = open_gguf(tiny(name).path)
+    built = models.build(file)
+    sizes = cell_counts(built.graph.windows, ctx, largest_step, slots=1)
+    options = LoadOptions(sizes, largest_step=largest_step, ctx_size=ctx)
+    program = executor.load(built.graph, {**file.tensors, **(changed or {})}, options)
+    return Engine(
+        Pipeline([program]),
+        KVCache(built.graph.windows, sizes, ctx),
+        tokenizer_from_model(file),
+        largest_step=largest_step,
+        vocab_size=built.config.vocab_size,
+    )
 
 
 def load_program(path: Path, *, largest_step: int = 256, **options: Any) -> NumpyProgram:

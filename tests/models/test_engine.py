@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import wgllm
-from tests.tiny import CTX, load_program, run_chunks, tiny
+from tests.tiny import CTX, engine_on, load_program, run_chunks, tiny
 from tests.tolerances import NUMPY_SAME
 from wgllm import models
 from wgllm.backends.base import Array, LoadOptions, Step
@@ -42,16 +42,7 @@ def engine_of(llm: Llm) -> Engine:
 
 def small_engine(name: str, *, ctx: int = CTX, largest_step: int = 8) -> Engine:
     """An engine whose windowed layers have small rings."""
-    file = open_gguf(tiny(name).path)
-    built = models.build(file)
-    sizes = cell_counts(built.graph.windows, ctx, largest_step, slots=1)
-    program = NumpyExecutor().load(built.graph, file.tensors, LoadOptions(sizes))
-    from wgllm.tokenizer import tokenizer_from_model
-
-    cache = KVCache(built.graph.windows, sizes, ctx)
-    return Engine(
-        Pipeline([program]), cache, tokenizer_from_model(file), largest_step=largest_step, vocab_size=512
-    )
+    return engine_on(NumpyExecutor(), name, ctx=ctx, largest_step=largest_step)
 
 
 def tokens_of(events: list[Event]) -> list[int]:

@@ -12,20 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny import CTX, tiny
-from wgllm import models, run_ahead
+from tests.tiny import CTX, engine_on, tiny
+from wgllm import run_ahead
 from wgllm.backends.ahead import GpuSteps
-from wgllm.backends.base import LoadOptions
 from wgllm.backends.device import Device
 from wgllm.backends.native import Readback
-from wgllm.backends.segments import Pipeline
 from wgllm.backends.webgpu import WebGpuExecutor, WebGpuProgram
-from wgllm.cache import KVCache, cell_counts
 from wgllm.engine import Engine, Event, FinishReason, Request, run_request
 from wgllm.errors import DeviceError, NumericError
-from wgllm.formats.gguf import open_gguf
 from wgllm.sampling import SamplingParams
-from wgllm.tokenizer import tokenizer_from_model
 
 GREEDY = SamplingParams(temperature=0)
 DRAWN = SamplingParams(temperature=1.5, seed=5)
@@ -42,16 +37,9 @@ def tokens_of(events: list[Event]) -> list[int]:
     return [e.token_id for e in events if e.token_id is not None]
 
 
-def engine_on(device: Device, name: str, ctx: int = CTX, step: int = STEP) -> Engine:
+def engine_with(device: Device, name: str, ctx: int = CTX, step: int = STEP) -> Engine:
     """With small rings, so that they come round."""
-    file = open_gguf(tiny(name).path)
-    built = models.build(file)
-    sizes = cell_counts(built.graph.windows, ctx, step, 1)
-    program = WebGpuExecutor(device).load(
-        built.graph, file.tensors, LoadOptions(sizes, largest_step=step, ctx_size=ctx)
-    )
-    cache = KVCache(built.graph.windows, sizes, ctx)
-    return Engine(Pipeline([program]), cache, tokenizer_from_model(file), largest_step=step, vocab_size=512)
+    return engine_on(WebGpuExecutor(device), name, ctx=ctx, largest_step=step)
 
 
 class Counts:
@@ -90,7 +78,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
 @pytest.fixture
 def engine(own_device: Device) -> Iterator[Engine]:
-    made = engine_on(own_device, "gemma3.f32")
+    made = engine_with(own_device, "gemma3.f32")
     yield made
     made.close()
 
@@ -110,7 +98,7 @@ def alone(engine: Engine, request: Request, monkeypatch: pytest.MonkeyPatch) -> 
 def test_tokens_are_those_that_the_host_chooses(
     own_device: Device, name: str, params: SamplingParams, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_on(own_device, name)
+    engine = engine_with(own_device, name)
     request = Request(prompt(21), 60, params, ignore_eos=True)
     expected = alone(engine, request, monkeypatch)
     assert counts.submitted == 0
@@ -235,7 +223,7 @@ def test_ctrl_c_while_a_token_is_awaited(
 
 
 def test_a_context_is_filled_to_its_last_position(own_device: Device, counts: Counts) -> None:
-    engine = engine_on(own_device, "gemma3.f32", ctx=64)
+    engine = engine_with(own_device, "gemma3.f32", ctx=64)
     *events, last = run_request(engine, Request(prompt(50), None, GREEDY, ignore_eos=True))
     assert last.finish == FinishReason.CONTEXT and len(events) == 64 - 50 + 1
     assert last.stats is not None and last.stats.context_used == 64
@@ -246,7 +234,7 @@ def test_a_context_is_filled_to_its_last_position(own_device: Device, counts: Co
 def test_a_context_shift(
     own_device: Device, params: SamplingParams, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_on(own_device, "gemma3.f32", ctx=64)
+    engine = engine_with(own_device, "gemma3.f32", ctx=64)
     request = Request(prompt(50), 60, params, ignore_eos=True, context_shift=True, keep=4)
     expected = alone(engine, request, monkeypatch)
     events = list(run_request(engine, request))
@@ -278,7 +266,7 @@ def test_no_further_ahead_than_a_ring_allows(
     own_device: Device, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WGLLM_AHEAD", "8")
-    engine = engine_on(own_device, "gemma3.f32", step=2)
+    engine = engine_with(own_device, "gemma3.f32", step=2)
     request = Request(prompt(60), 30, DRAWN, ignore_eos=True)
     expected = tokens_of(alone(engine, request, monkeypatch))
     events = []
@@ -332,7 +320,7 @@ def test_a_state_saved_between_two_tokens(
 
 
 def test_closing_while_steps_are_in_flight(own_device: Device, counts: Counts) -> None:
-    engine = engine_on(own_device, "gemma3.f32")
+    engine = engine_with(own_device, "gemma3.f32")
     run = run_request(engine, Request(prompt(20), 20, GREEDY, ignore_eos=True))
     for _ in range(5):
         next(run)

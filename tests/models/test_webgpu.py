@@ -12,16 +12,14 @@ import pytest
 
 import wgllm
 from tests import tolerances
-from tests.tiny import ALL, CTX, Tiny, load_on, load_program, run_chunks, tiny
-from wgllm import models
+from tests.tiny import ALL, Tiny, engine_on, load_on, load_program, run_chunks, tiny
 from wgllm.backends import webgpu
-from wgllm.backends.base import Array, LoadOptions, Program, Step
+from wgllm.backends.base import Array, Program, Step
 from wgllm.backends.device import Device
 from wgllm.backends.native import Readback
 from wgllm.backends.numpy_program import NumpyExecutor
 from wgllm.backends.segments import Pipeline
 from wgllm.backends.webgpu import WebGpuExecutor, WebGpuProgram
-from wgllm.cache import KVCache, cell_counts
 from wgllm.engine import Engine, Event, FinishReason, Request, run_request
 from wgllm.errors import DeviceError, NumericError, UsageError
 from wgllm.formats.gguf import open_gguf
@@ -29,7 +27,6 @@ from wgllm.formats.model_file import TensorView
 from wgllm.llm import Llm
 from wgllm.plan import Rows
 from wgllm.sampling import SamplingParams
-from wgllm.tokenizer import tokenizer_from_model
 
 GREEDY = SamplingParams(temperature=0)
 SAME = tolerances.WEBGPU_SAME
@@ -389,16 +386,6 @@ def test_only_the_slot_that_is_meant_is_saved_and_loaded(own_device: Device) -> 
 # What goes wrong
 
 
-def engine_with(device: Device, name: str, damaged: dict[str, TensorView]) -> Engine:
-    file = open_gguf(tiny(name).path)
-    built = models.build(file)
-    sizes = cell_counts(built.graph.windows, CTX, 64, 1)
-    options = LoadOptions(sizes, largest_step=64, ctx_size=CTX)
-    program = WebGpuExecutor(device).load(built.graph, {**file.tensors, **damaged}, options)
-    cache = KVCache(built.graph.windows, sizes, CTX)
-    return Engine(Pipeline([program]), cache, tokenizer_from_model(file), largest_step=64, vocab_size=512)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_none_names_its_node(own_device: Device, value: float) -> None:
     name = "blk.1.ffn_norm.weight"
@@ -406,7 +393,7 @@ def test_a_number_that_is_none_names_its_node(own_device: Device, value: float) 
     numbers = view.array().copy()
     numbers[5] = value
     damaged = TensorView(name, numbers.shape, view.format, numbers.view(np.uint8).reshape(-1))
-    engine = engine_with(own_device, "llama-tied.f32", {name: damaged})
+    engine = engine_on(WebGpuExecutor(own_device), "llama-tied.f32", changed={name: damaged})
     for _ in range(2):
         with pytest.raises(NumericError, match=r"layer 1 \(norm_gated blk\.1\.gated\)"):
             list(run_request(engine, Request(prompt(5), 3, GREEDY)))
@@ -524,7 +511,7 @@ def test_long_work_is_cut_into_short_submissions(own_device: Device, monkeypatch
 def test_a_cancelled_request_ends_at_the_next_submission(
     own_device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_with(own_device, "gemma3.f32", {})
+    engine = engine_on(WebGpuExecutor(own_device), "gemma3.f32")
     list(run_request(engine, Request(prompt(30), 0, GREEDY)))
     monkeypatch.setattr(webgpu, "_SUBMISSION_SECONDS", 0.0)
     number = engine.submit(Request([*prompt(30), 1, 2, 3, 4, 5], 5, GREEDY))
@@ -543,14 +530,14 @@ def test_a_cancelled_request_ends_at_the_next_submission(
     monkeypatch.undo()
     assert engine.cache.length(0) == 30
     again = tokens_of(list(run_request(engine, Request(prompt(40), 6, GREEDY, ignore_eos=True))))
-    fresh = engine_with(own_device, "gemma3.f32", {})
+    fresh = engine_on(WebGpuExecutor(own_device), "gemma3.f32")
     assert again == tokens_of(list(run_request(fresh, Request(prompt(40), 6, GREEDY, ignore_eos=True))))
 
 
 def test_ctrl_c_while_results_are_awaited_leaves_the_rest_usable(
     own_device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_with(own_device, "gemma3.f32", {})
+    engine = engine_on(WebGpuExecutor(own_device), "gemma3.f32")
     request = Request(prompt(30), 6, GREEDY, ignore_eos=True)
     expected = tokens_of(list(run_request(engine, request)))
     wait = Readback.wait

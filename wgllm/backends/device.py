@@ -145,6 +145,7 @@ class Device:
     prebound: bool = True
     """Record through wgpu-native's functions, a third of the time of wgpu-py's classes, where they are there."""
     waited: Waited = field(default_factory=Waited, repr=False, compare=False)
+    _unread: list[Readback | PublicReadback] = field(default_factory=list, repr=False, compare=False)
 
     @staticmethod
     def open(adapter: Adapter, features: Iterable[str] = (), *, default_limits: bool = False) -> Device:
@@ -219,6 +220,7 @@ class Device:
 
     def hand_over(self, commands: Any) -> None:
         """Submits a GPUCommandBuffer. Some drivers let it wait for what was submitted before."""
+        self.settle()
         with reported("the graphics card refused a step"):
             self.handle.queue.submit([commands])
 
@@ -286,15 +288,23 @@ class Device:
 
         Without ``pauses`` a core waits for nothing else.
         """
+        self.settle()
         readback = self._readback_of(buffer, size)
+        self._unread.append(readback)
         with reported("can't read results"):
-            try:
-                readback.request()
-                readback.wait(pauses=pauses)
-                return np.frombuffer(readback.read(), np.uint8)
-            except BaseException:  # Ctrl-C
-                readback.drop()
-                raise
+            readback.request()
+            readback.wait(pauses=pauses)
+            data = np.frombuffer(readback.read(), np.uint8)
+        self._unread.clear()
+        return data
+
+    def settle(self) -> None:
+        """Ends what a Ctrl-C has left: buffers on their way to the host, to which nothing may be copied, and which must
+        not be destroyed."""
+        while self._unread:
+            with contextlib.suppress(Exception):  # of a lost device
+                self._unread[-1].drop()
+            self._unread.pop()
 
     def _readback_of(self, buffer: Any, size: int) -> Readback | PublicReadback:
         if self._native is None:

@@ -102,6 +102,7 @@ class GpuMemory:
 
     def close(self) -> None:
         """Gives the memory back; nothing may be submitted with these buffers any more."""
+        self.device.settle()
         for buffer in (*self.buffers, self._readback):
             if buffer is not None:
                 buffer.destroy()

@@ -7,45 +7,68 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-_Handler = Callable[[int, FrameType | None], object]
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGBREAK")
+_NUMBERS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGBREAK")
+    if hasattr(signal, name)
+]
 # Who sends so many signals during one block wants out at any price.
-_IMPATIENT = 3
+_IMPATIENT = 5
+
+_Handler = Callable[[int, FrameType | None], object]
+_handlers: dict[int, _Handler] = {}
+"""Whose place ``_dispatch`` has taken."""
+_depth = 0
+_come: list[tuple[int, FrameType | None]] = []
 
 
 class SignalsHeld:
     """A block in which handlers of signals that are written in Python do not run; they run at its end, and may raise.
 
-    Only the main thread runs such handlers, so that in others nothing is to be done.
+    Only the main thread runs such handlers, so that in others nothing is to be done. A handler may raise between any
+    two lines here: what counts is that no block is open without its end, and that ``_dispatch`` does the right thing
+    whenever it is called.
     """
 
     def __init__(self) -> None:
-        self._handlers: dict[int, _Handler] = {}
-        self._come: list[tuple[int, FrameType | None]] = []
+        self._main = threading.current_thread() is threading.main_thread()
 
     @property
     def pending(self) -> bool:
-        """Whether one waits for the block's end, which should come soon."""
-        return bool(self._come)
+        """Whether one waits for this block's end, which should come soon; not for that of a block around it."""
+        return bool(_come) and _depth == 1
 
     def __enter__(self) -> SignalsHeld:
-        if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
-                handler = signal.getsignal(number)
-                if callable(handler):
-                    self._handlers[number] = handler
-                    signal.signal(number, self._hold)
+        global _depth
+        if self._main:
+            if not _depth:
+                _come.clear()  # of a block whose end another signal has cut short, by raising
+                for number in _NUMBERS:
+                    handler = signal.getsignal(number)
+                    if callable(handler) and handler is not _dispatch:
+                        _handlers[number] = handler
+                        signal.signal(number, _dispatch)
+            _depth += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        for number, frame in self._come:
-            self._handlers[number](number, frame)
+        global _depth
+        if not self._main:
+            return
+        _depth -= 1
+        if not _depth:
+            for number, handler in _handlers.items():
+                if signal.getsignal(number) is _dispatch:
+                    signal.signal(number, handler)
+            while _come:
+                number, frame = _come.pop(0)
+                _handlers[number](number, frame)
 
-    def _hold(self, number: int, frame: FrameType | None) -> None:
-        self._come.append((number, frame))
-        if len(self._come) >= _IMPATIENT:
-            self._handlers[number](number, frame)
+
+def _dispatch(number: int, frame: FrameType | None) -> None:
+    if _depth:
+        _come.append((number, frame))
+    if not _depth or len(_come) >= _IMPATIENT:
+        _handlers[number](number, frame)
