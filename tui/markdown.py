@@ -1,0 +1,129 @@
+"""Markdown as replies have it: rendered while it streams, code with a bar to copy it by."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.css.query import NoMatches
+from textual.events import Click
+from textual.message import Message
+from textual.widgets import Label, Markdown, Static
+from textual.widgets.markdown import MarkdownBlock, MarkdownFence
+
+from wgllm.tui.text import clean_line, count
+
+# Highlighting begins anew with every piece that is added, so that code which goes on is highlighted up to this length
+# only, and at its end up to another one: key presses would have to wait for more.
+_LONGEST_STREAMED = 3_000
+_LONGEST_HIGHLIGHTED = 60_000
+
+
+def _parser() -> MarkdownIt:
+    """HTML is text: Textual would leave it out, and with it what a model says."""
+    return MarkdownIt("gfm-like").disable(["html_block", "html_inline"])
+
+
+class CodeBar(Static):
+    """The line above code."""
+
+    def on_click(self, event: Click) -> None:
+        event.stop()
+        fence = self.parent
+        assert isinstance(fence, CodeFence)
+        fence.action_copy()
+
+
+class CodeFence(MarkdownFence):
+    """A block of code; a click on its bar, or c and Enter while it has the focus, copy it."""
+
+    can_focus = True
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("c,enter", "copy", "Copy code")]
+
+    class Copied(Message):
+        """The code is to be copied."""
+
+        def __init__(self, code: str) -> None:
+            self.code = code
+            super().__init__()
+
+    @classmethod
+    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
+        if len(code) > _LONGEST_HIGHLIGHTED:
+            return Content(code)
+        return super().highlight(code, language, ansi, dark)
+
+    def compose(self) -> ComposeResult:
+        yield CodeBar(self._bar(), markup=False, classes="code-bar")
+        yield Label(self._highlighted_code, id="code-content", expand=True)
+
+    def _bar(self) -> str:
+        language = clean_line(self.lexer.split()[0], 30) if self.lexer.split() else "code"
+        return f"{language} · copy"
+
+    def _copy_context(self, block: MarkdownBlock) -> None:
+        super()._copy_context(block)
+        try:
+            self.query_one(CodeBar).update(self._bar())
+        except NoMatches:
+            return  # it is made with the new language
+
+    def action_copy(self) -> None:
+        self.post_message(self.Copied(self.code))
+
+
+class StreamedFence(CodeFence):
+    """Code in a reply that is not finished."""
+
+    @classmethod
+    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
+        if len(code) > _LONGEST_STREAMED:
+            return Content(code)
+        return super().highlight(code, language, ansi, dark)
+
+
+class ReplyMarkdown(Markdown):
+    """Markdown of a model, which has been cleaned."""
+
+    def __init__(self, text: str = "", *, streaming: bool = False) -> None:
+        super().__init__(text, parser_factory=_parser, open_links=False)
+        self.streaming = streaming
+
+    def get_block_class(self, block_name: str) -> type[MarkdownBlock]:
+        if block_name in ("fence", "code_block"):
+            return StreamedFence if self.streaming else CodeFence
+        return super().get_block_class(block_name)
+
+    def unhandled_token(self, token: Token) -> MarkdownBlock | None:
+        """Nothing is left out: what has no widget is shown as it was written."""
+        if not token.content:
+            return None
+        block = MarkdownBlock(self, token)
+        block.set_content(Content(token.content))
+        return block
+
+    async def finish(self, text: str) -> None:
+        """The whole text at the end, in which fences that came in pieces are whole."""
+        self.streaming = False
+        await self.update(text)
+
+    @on(Markdown.LinkClicked)
+    def _open(self, event: Markdown.LinkClicked) -> None:
+        event.stop()
+        if urlsplit(event.href).scheme in ("http", "https", "mailto"):
+            self.app.open_url(event.href)
+        else:
+            self.notify(
+                f"Not opened, since it is no web address: {clean_line(event.href, 100)}", markup=False
+            )
+
+
+def lines_of(code: str) -> str:
+    """How much code was copied."""
+    return count(code.count("\n") + 1, "line") + " of code"

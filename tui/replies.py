@@ -1,0 +1,355 @@
+"""Asking and answering: sending, regenerating, editing, stopping, and what to do when the context is full."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from textual import on
+
+from wgllm.engine import Event, FinishReason, Request, Stats
+from wgllm.errors import WgllmError
+from wgllm.sessions_types import Message, MessageState
+from wgllm.tui import attachments
+from wgllm.tui.context import Context
+from wgllm.tui.message import MessageView
+from wgllm.tui.text import clean_line, count, join_attached, split_attached
+
+if TYPE_CHECKING:
+    from wgllm.tui.model import ModelClient
+
+LOGPROBS = 10
+"""Of how many tokens each the probabilities are recorded, where they are."""
+
+
+@dataclass
+class Reply:
+    """A reply that is being made."""
+
+    message: Message
+    text: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    request: int | None = None
+    first_token: float | None = None
+    stopped: bool = False
+    prefix: list[int] = field(default_factory=list)
+    """Tokens that it begins with, of the reply that it branches from."""
+
+    @property
+    def rate(self) -> float:
+        if self.first_token is None or self.tokens < 2:
+            return 0.0
+        return (self.tokens - 1) / max(1e-3, time.monotonic() - self.first_token)
+
+
+class _Stopped(Exception):
+    """The reply was stopped before the model was asked."""
+
+
+class Replies(Context):
+    """One reply at a time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.reply: Reply | None = None
+        self.recorded: dict[int, list[Event]] = {}
+        """The events of replies whose probabilities were asked for."""
+
+    @property
+    def streaming(self) -> int | None:
+        return self.reply.message.id if self.reply is not None else None
+
+    # Asking
+
+    async def open_session(self, session_id: int | None, message_id: int | None = None) -> None:
+        if self.reply is not None and self.reply.request is None:
+            self.tell("A question waits for the model; Esc takes it back")
+            return
+        await super().open_session(session_id, message_id)
+
+    async def ask(self, text: str) -> bool:
+        """Sends what was typed, or what an earlier message was changed to. False when it can't be sent now."""
+        if self.reply is not None:
+            self.tell("A reply is being generated; Esc stops it")
+            return False
+        try:
+            content = await asyncio.to_thread(self._with_files, text)
+            await self._save_question(content)
+        except WgllmError as error:
+            self.tell(error, error=True)
+            return False
+        self.start_reply()
+        return True
+
+    @staticmethod
+    def _with_files(text: str) -> str:
+        files = [read for path in attachments.mentions(text) if (read := attachments.read(path)) is not None]
+        return join_attached(files, text)
+
+    async def _save_question(self, content: str) -> None:
+        if self.editing is not None:
+            old, self.editing = self.editing, None
+            kept = split_attached(self.store.message(old).content)[0]
+            new = {name for name, _ in split_attached(content)[0]}
+            files, typed = split_attached(content)
+            self.store.edit(old, join_attached([f for f in kept if f.name not in new] + files, typed))
+            self.prompt_bar.say_editing("")
+        else:
+            if self.session is None:
+                self.session = self.store.new_session(
+                    model=self.model_name, system_prompt=self.system_prompt, settings=self.settings
+                )
+                self.store.kept.put("draft", "")
+                self.store.kept.put("session", self.session.id)
+            leaf = self.path[-1].id if self.path else None
+            self.store.append(self.session.id, "user", content, after=leaf)
+        assert self.session is not None
+        self.session = self.store.session(self.session.id)
+
+    def start_reply(
+        self,
+        beside: int | None = None,
+        prefix: tuple[list[int], str] = ([], ""),
+        recorded: Sequence[Event] = (),
+    ) -> None:
+        """Begins the reply to the last message, or another one beside the reply ``beside``."""
+        assert self.session is not None
+        try:
+            if beside is None:
+                row = self.store.begin_reply(self.session.id, model=self.model_name)
+            else:
+                row = self.store.regenerate(beside, model=self.model_name, content=prefix[1])
+        except WgllmError as error:
+            self.tell(error, error=True)
+            return
+        self.reply = Reply(row, text=prefix[1], prefix=prefix[0])
+        if recorded:
+            self.recorded[row.id] = list(recorded)
+        self.session = self.store.session(self.session.id)
+        self.run_worker(self._make(self.reply))
+
+    async def _make(self, reply: Reply) -> None:
+        await self.show_path(to_end=True)
+        self.refresh_sidebar()
+        self.refresh_bindings()
+        view = self.conversation.view(reply.message.id)
+        if view is not None and (self.loading or self.facts is None):
+            view.say("waiting for the model …")
+        try:
+            client = await self.model_ready()
+            self._check_stopped(reply)
+            tokens = await self._fitting_prompt(client, reply)
+            params = await client.sampling_params(self.sampling)
+            self._check_stopped(reply)
+            reply.prompt_tokens = len(tokens)
+            request = Request(
+                tokens,
+                max_tokens=self.settings.get("max_tokens"),
+                sampling=params,
+                continuation=bool(reply.prefix),
+                logprobs=self.settings.get("logprobs", 0),
+            )
+            reply.request = client.generate(request)
+            view = self.conversation.view(reply.message.id)  # it may be another one by now
+            if view is not None:
+                view.say("")
+                view.begin()
+            self.status.show(doing="reading the prompt …", used=len(tokens))
+        except _Stopped:
+            self._end(reply, MessageState.STOPPED, "cancelled")
+        except WgllmError as error:
+            self._end(reply, MessageState.ERROR, None, {"error": clean_line(str(error), 500)})
+
+    async def _fitting_prompt(self, client: ModelClient, reply: Reply) -> list[int]:
+        """The prompt's tokens; when they are too many the user says what is left out."""
+        while True:
+            path = [m for m in self.store.path(reply.message.session_id) if m.id != reply.message.id]
+            tokens = [*await client.chat_tokens(self.sent_messages(path)), *reply.prefix]
+            self._check_stopped(reply)
+            before = client.facts, self.sent_from
+            if not await self.fitting(client, path, tokens):
+                raise _Stopped
+            client = await self.model_ready()
+            if before == (client.facts, self.sent_from):
+                return tokens
+
+    @staticmethod
+    def _check_stopped(reply: Reply) -> None:
+        if reply.stopped:
+            raise _Stopped
+
+    # Answers of the engine
+
+    def _of(self, request: int) -> Reply | None:
+        return self.reply if self.reply is not None and self.reply.request == request else None
+
+    def on_prompt_progress(self, event: Any) -> None:
+        reply = self._of(event.request)
+        if reply is not None and not self.gone and not reply.tokens and event.total > 1:
+            share = event.done / event.total
+            self.status.show(doing=f"reading the prompt {event.done:,}/{event.total:,} ({share:.0%})")
+
+    def on_reply_events(self, event: Any) -> None:
+        reply = self._of(event.request)
+        if reply is None:
+            return
+        for one in event.events:
+            reply.text += one.text
+            if one.token_id is not None:
+                reply.tokens += 1
+                if one.logprob is not None:
+                    self.recorded.setdefault(reply.message.id, []).append(one)
+        if reply.first_token is None and reply.tokens:
+            reply.first_token = time.monotonic()
+        if not self.gone and (view := self.conversation.view(reply.message.id)) is not None:
+            view.feed(reply.text)
+        last = event.events[-1]
+        if last.finish is None:
+            try:
+                self.store.update_reply(reply.message.id, reply.text)
+            except WgllmError as error:
+                self._tell_once(error)
+            return
+        stopped = last.finish is FinishReason.CANCELLED
+        state = MessageState.STOPPED if stopped else MessageState.COMPLETE
+        self._end(reply, state, last.finish.value, _kept_stats(last.stats))
+        if last.stats is not None and not self.gone:
+            rate = last.stats.decode_rate
+            self.status.show(doing=f"{rate:.1f} tok/s" if rate else "", used=last.stats.context_used)
+            self._warn_if_full()
+
+    def on_reply_failed(self, event: Any) -> None:
+        if (reply := self._of(event.request)) is not None:
+            self._end(reply, MessageState.ERROR, None, {"error": clean_line(str(event.error), 500)})
+
+    def _end(
+        self, reply: Reply, state: MessageState, reason: str | None, stats: dict[str, Any] | None = None
+    ) -> None:
+        """Saves the reply and shows its end."""
+        if self.reply is not reply:
+            return
+        self.reply = None
+        message = reply.message._replace(content=reply.text, state=state)
+        try:
+            message = self.store.finish_reply(
+                message.id,
+                reply.text,
+                state=state,
+                finish_reason=reason,
+                stats=stats,
+                token_count=reply.tokens,
+            )
+        except WgllmError as error:
+            self._tell_once(error)
+        self.path = [message if m.id == message.id else m for m in self.path]
+        if self.gone:
+            return
+        self.status.show(doing="")
+        if (view := self.conversation.view(message.id)) is not None:
+            view.call_later(view.finish, message)
+        self.refresh_sidebar()
+        self.refresh_bindings()
+
+    def _tell_once(self, error: WgllmError) -> None:
+        """An error that would come with every token."""
+        if getattr(self, "_told", None) != str(error):
+            self._told = str(error)
+            self.tell(f"{error}; what is shown may not be saved", error=True)
+
+    def tick(self) -> None:
+        """Ten times a second: what waits is saved, the speed told."""
+        if (reply := self.reply) is None or self.gone:
+            return
+        try:
+            self.store.flush_due()
+        except WgllmError as error:
+            self._tell_once(error)
+        if reply.tokens:
+            doing = f"{reply.rate:.1f} tok/s" if reply.rate else ""
+            self.status.show(doing=doing, used=reply.prompt_tokens + reply.tokens)
+
+    def stop(self) -> bool:
+        """Ends the reply; False when none is being made."""
+        reply = self.reply
+        if reply is None:
+            return False
+        reply.stopped = True
+        if reply.request is not None and self.client is not None:
+            self.client.cancel(reply.request)
+            self.status.show(doing="stopping …")
+        elif self.facts is None:  # nobody will answer soon
+            self._end(reply, MessageState.STOPPED, "cancelled")
+        return True
+
+    # Branches
+
+    @on(MessageView.Asked)
+    async def _asked(self, event: MessageView.Asked) -> None:
+        event.stop()
+        message = event.message
+        if event.what == "branch":
+            await self.switch_branch(message, event.by)
+        elif event.what == "regenerate":
+            await self.regenerate(message)
+        elif event.what == "edit":
+            self.edit(message)
+
+    async def switch_branch(self, message: Message, by: int) -> None:
+        if self.reply is not None:
+            self.tell("A reply is being generated; Esc stops it")
+            return
+        siblings = self.store.siblings(message.id)
+        index = siblings.index(message.id) + by
+        if not 0 <= index < len(siblings):
+            return
+        self.store.switch(siblings[index])
+        assert self.session is not None
+        self.session = self.store.session(self.session.id)
+        await self.show_path()
+        if (view := self.conversation.view(siblings[index])) is not None:
+            view.focus()
+        self.measure()
+
+    async def regenerate(self, message: Message | None = None) -> None:
+        """Makes a reply anew: that one, the one to that question, or the last one."""
+        if self.reply is not None:
+            self.tell("A reply is being generated; Esc stops it")
+            return
+        if message is None:
+            message = self.path[-1] if self.path else None
+        if message is None or self.session is None:
+            self.tell("There is no reply yet")
+            return
+        if message.role == "user":
+            following = next((m for m in self.path if m.parent_id == message.id), None)
+            if following is None:
+                self.start_reply()
+                return
+            message = following
+        self.start_reply(beside=message.id)
+
+    def edit(self, message: Message | None = None) -> None:
+        """Puts a message of the user's into the prompt; sending makes a new branch."""
+        if message is None:
+            message = next((m for m in reversed(self.path) if m.role == "user"), None)
+        if message is None:
+            self.tell("There is no message of yours yet")
+            return
+        if self.editing is None:
+            self.keep_draft()
+        self.editing = message.id
+        files, typed = split_attached(message.content)
+        with_files = f" with {count(len(files), 'file')}" if files else ""
+        self.prompt_bar.say_editing(
+            f"Changing an earlier message{with_files}: Enter asks again beside the old one, Esc leaves it"
+        )
+        self.prompt_bar.prompt.take(typed)
+        self.prompt_bar.prompt.focus()
+
+
+def _kept_stats(stats: Stats | None) -> dict[str, Any] | None:
+    return None if stats is None else asdict(stats)
