@@ -87,16 +87,20 @@ class Branch:
 
 def tokens_of(events: Iterable[Event], text_of: Callable[[int], str]) -> list[Token]:
     """The tokens of a reply whose request asked for ``logprobs``; ``text_of`` gives the text of a token id."""
-    return [
-        Token(
-            text_of(event.token_id),
-            event.token_id,
-            event.logprob,
-            tuple(Candidate(i, text_of(i), math.exp(logprob)) for i, logprob in event.top_logprobs),
+    tokens = []
+    for event in events:
+        if event.token_id is None:
+            continue
+        known, chances = event.n_kept is not None, dict(event.kept)
+        shown = list(event.top_logprobs)
+        if event.logprob is not None and event.token_id not in dict(shown):
+            shown.append((event.token_id, event.logprob))
+        candidates = tuple(
+            Candidate(i, text_of(i), math.exp(logprob), i in chances if known else None, chances.get(i))
+            for i, logprob in shown
         )
-        for event in events
-        if event.token_id is not None
-    ]
+        tokens.append(Token(text_of(event.token_id), event.token_id, event.logprob, candidates, event.n_kept))
+    return tokens
 
 
 def visible(text: str) -> str:

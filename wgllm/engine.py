@@ -18,7 +18,7 @@ from wgllm.backends.segments import Pipeline, numeric_error
 from wgllm.cache import KVCache, SlotState
 from wgllm.errors import Cancelled, NumericError, UsageError
 from wgllm.run_ahead import RunAhead
-from wgllm.sampling import Sampler, SamplingParams, fresh_seed, log_probabilities
+from wgllm.sampling import Sampler, SamplingParams, chances, fresh_seed, log_probabilities
 from wgllm.tokenizer import IncrementalDecoder, StopScanner, Tokenizer
 
 # Logits of many rows are computed in steps whose own logits take at most this much.
@@ -86,6 +86,10 @@ class Event:
     """Natural logarithm of the token's probability before all samplers, if ``logprobs`` was asked for."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """(token id, logprob) of the most probable tokens, best first."""
+    kept: tuple[tuple[int, float], ...] = ()
+    """(token id, probability) of this token and those of ``top_logprobs`` that the samplers left to draw from."""
+    n_kept: int | None = None
+    """How many tokens the samplers left, if ``logprobs`` was asked for."""
 
 
 @dataclass(frozen=True)
@@ -469,7 +473,12 @@ class Engine:
         if request.logprobs:
             assert logits is not None
             known = log_probabilities(logits, token, request.logprobs)
-            events = [replace(events[0], logprob=known.logprob, top_logprobs=known.top)]
+            left = active.sampler.left
+            kept = chances(left, token, (other for other, _ in known.top))
+            n_kept = 1 if left is None else len(left)
+            events = [
+                replace(events[0], logprob=known.logprob, top_logprobs=known.top, kept=kept, n_kept=n_kept)
+            ]
         active.pending.append(token)
         if stopped:
             events.append(self._finish(active, FinishReason.STOP, flush=False))

@@ -121,6 +121,7 @@ def event_to_wire(event: Event, request: int) -> list[Any]:
         rest = {"finish": event.finish.value, "stats": stats, "stopped_by": event.stopped_by}
     if event.logprob is not None:
         rest |= {"logprob": event.logprob, "top": event.top_logprobs}
+        rest |= {"kept": event.kept, "n_kept": event.n_kept}
     return [*wire, rest] if rest else wire
 
 
@@ -139,6 +140,8 @@ def event_from_wire(wire: list[Any]) -> Event:
         stopped_by=rest.get("stopped_by"),
         logprob=rest.get("logprob"),
         top_logprobs=tuple((token, logprob) for token, logprob in rest.get("top", ())),
+        kept=tuple((token, probability) for token, probability in rest.get("kept", ())),
+        n_kept=rest.get("n_kept"),
     )
 
 

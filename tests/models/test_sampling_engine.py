@@ -46,7 +46,36 @@ def test_logprobs_are_those_of_the_models_logits_before_all_samplers(llm: Llm) -
         assert [p for _, p in event.top_logprobs] == pytest.approx(expected[best].tolist(), abs=1e-3)
     silent = run(llm, 5, seed=1, temperature=2.0, top_k=4, repeat_penalty=1.5)
     assert tokens(silent) == made
-    assert all(e.logprob is None and e.top_logprobs == () for e in silent)
+    assert all(e.logprob is None and e.top_logprobs == () and e.kept == () for e in silent)
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 2, "temperature": 2.0},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "presence_penalty": 9.0, "repeat_last_n": -1},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.01},
+        {"mirostat": 1},
+        {"mirostat": 2, "mirostat_ent": 2.0},
+        {"temperature": 0},
+    ],
+)
+def test_what_the_samplers_kept_is_what_was_drawn_from(llm: Llm, options: dict[str, Any]) -> None:
+    everything = run(llm, 12, logprobs=512, seed=1, **options)
+    for event in everything:
+        kept = dict(event.kept)
+        assert len(kept) == event.n_kept and event.token_id in kept
+        assert sum(kept.values()) == pytest.approx(1)
+        assert list(kept.values()) == sorted(kept.values(), reverse=True)
+    some = run(llm, 12, logprobs=3, seed=1, **options)
+    for event, of in zip(some, everything, strict=True):
+        asked = {event.token_id, *dict(event.top_logprobs)}
+        assert event.kept == tuple(pair for pair in of.kept if pair[0] in asked)
+        assert event.n_kept == of.n_kept
+    assert tokens(run(llm, 12, seed=1, **options)) == tokens(everything)
+    if options.get("top_k") == 2:
+        assert all(e.n_kept == 2 for e in everything)
+    if options.get("temperature") == 0:
+        assert all(e.kept == ((e.token_id, 1.0),) for e in everything)
 
 
 def test_penalties_know_prompt_and_answer(llm: Llm) -> None:

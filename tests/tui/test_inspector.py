@@ -212,12 +212,14 @@ def test_tokens_are_laid_out_in_lines() -> None:
 
 def test_tokens_of_a_replys_events() -> None:
     events = [
-        Event(0, "", 7, logprob=math.log(0.2), top_logprobs=((8, math.log(0.6)),)),
+        Event(0, "", 7, logprob=math.log(0.2), top_logprobs=((8, math.log(0.6)),), kept=((7, 1.0),), n_kept=1),
         Event(0, "x", 9, logprob=0.0, top_logprobs=((9, 0.0),)),
         Event(0, "", None, FinishReason.STOP),
     ]
     first, second = tokens_of(events, lambda i: f"t{i}")
     assert [(c.token_id, c.text) for c in first.choices] == [(8, "t8"), (7, "t7")]
+    assert [(c.kept, c.chance) for c in first.choices] == [(False, None), (True, 1.0)] and first.n_kept == 1
+    assert [c.kept for c in second.choices] == [None]
     assert first.rest == pytest.approx(0.2) and first.level == 1 and second.level == 0
     assert first.surprise == pytest.approx(math.log2(5)) and second.surprise == 0
     assert first.entropy == pytest.approx(0.6 * math.log2(1 / 0.6) + 2 * 0.2 * math.log2(5))

@@ -128,7 +128,7 @@ def test_all_of_a_request_arrives() -> None:
     "event",
     [
         Event(7, "a\ud800", 1),
-        Event(7, "", 1, logprob=-0.5, top_logprobs=((1, -0.5), (2, -float("inf")))),
+        Event(7, "", 1, None, None, None, -0.5, ((1, -0.5), (2, -float("inf"))), ((1, 0.75),), 3),
         Event(7, "é", None, FinishReason.STOP, Stats(1, 2, 3, 0.5, 0.25, None, 4, 5, 6, 7), "x"),
     ],
 )

@@ -6,7 +6,7 @@ that the same logits give the same token on every backend. State is only the his
 
 from wgllm.sampling.candidates import Candidates, order, probabilities
 from wgllm.sampling.chain import Sampler, sample
-from wgllm.sampling.logprobs import TokenLogprobs, log_probabilities
+from wgllm.sampling.logprobs import TokenLogprobs, chances, log_probabilities
 from wgllm.sampling.params import (
     DEFAULT_BREAKERS,
     DEFAULT_SAMPLERS,
@@ -27,6 +27,7 @@ __all__ = [
     "SamplingOptions",
     "SamplingParams",
     "TokenLogprobs",
+    "chances",
     "fresh_seed",
     "log_probabilities",
     "order",

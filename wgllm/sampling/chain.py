@@ -40,6 +40,8 @@ class Sampler:
         self.seed = seed
         self.step = 0
         """How many tokens were drawn: the counter of the next draw."""
+        self.left: Candidates | None = None
+        """What the samplers left for the last draw; None where the best of all was taken."""
         self.mu = 2 * params.mirostat_ent
         self._bias = {int(token): float(bias) for token, bias in params.logit_bias.items()}
         for token in self._bias:
@@ -95,6 +97,7 @@ class Sampler:
             c = s.mirostat(c, self.mu, len(logits))
         elif p.mirostat == 2:
             c = s.mirostat_v2(c, self.mu)
+        self.left = c
         if len(c) == 1:
             token, share = c.token(0), 1.0
         else:
