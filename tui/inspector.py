@@ -308,7 +308,9 @@ def _line(candidate: Candidate, token: Token, width: int) -> Content:
 def _rest_line(token: Token, width: int) -> Content:
     text = min(24, max(8, width // 3))
     bar = max(0, width - 2 - text - 1 - 8 - 10)
-    return Content("  " + column("all others", text) + " " + _bar(token.rest, bar) + f"{_percent(token.rest):>8}")
+    return Content(
+        "  " + column("all others", text) + " " + _bar(token.rest, bar) + f"{_percent(token.rest):>8}"
+    )
 
 
 def _bar(share: float, width: int) -> str:

@@ -193,7 +193,11 @@ class ModelPicker(ModalScreen["Choice | None"]):
         elif self._models.option_count:
             text = "A GGUF file or a folder, or a repository on Hugging Face."
         else:
-            text = "Nothing has these words. hf:org/repo names any repository on Hugging Face." if self._rows else ""
+            text = (
+                "Nothing has these words. hf:org/repo names any repository on Hugging Face."
+                if self._rows
+                else ""
+            )
         self.query_one("#detail", Static).update(text)
         self.query_one("#delete", Button).disabled = row is None or row.path is None
 
@@ -256,7 +260,9 @@ class ModelPicker(ModalScreen["Choice | None"]):
         no = "Other models" if welcome else "Back"
         self._ask("\n".join(lines), "Fetch", no, lambda: self._fetch(entry.name, entry.title))
 
-    def _ask(self, question: str, yes: str, no: str, then: Callable[[], None], *, careful: bool = False) -> None:
+    def _ask(
+        self, question: str, yes: str, no: str, then: Callable[[], None], *, careful: bool = False
+    ) -> None:
         self._asked = then
         self.query_one("#question", Static).update("\n".join(map(_indented, question.split("\n"))))
         self.query_one("#yes", Button).label = yes
@@ -356,9 +362,7 @@ class ModelPicker(ModalScreen["Choice | None"]):
         place = files[-1].parent
         shared = " Other programs may use it there too." if "snapshots" in place.parts else ""
         question = f"Delete {row.name} ({row.size_shown})?\n  {place}\n\n{shared.strip()}".rstrip()
-        self._ask(
-            question, "Delete", "Keep", lambda: self._in_background(self._remove(row)), careful=True
-        )
+        self._ask(question, "Delete", "Keep", lambda: self._in_background(self._remove(row)), careful=True)
 
     async def _remove(self, row: ModelRow) -> None:
         freed = await self._ask_store(lambda: self._store.remove(row.name))

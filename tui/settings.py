@@ -29,7 +29,9 @@ class ValueInput(Input):
     """One line; arrows change a number, Enter goes on."""
 
     def __init__(self, field: Field, text: str) -> None:
-        super().__init__(text, placeholder=field.empty, id=f"value-{field.name}", compact=True, select_on_focus=True)
+        super().__init__(
+            text, placeholder=field.empty, id=f"value-{field.name}", compact=True, select_on_focus=True
+        )
         self.field = field
 
     def on_key(self, event: Key) -> None:
@@ -193,7 +195,10 @@ class SettingsPanel(ModalScreen["Settings | None"]):
             with VerticalScroll(id="values", can_focus=False):
                 yield Label("System prompt", classes="heading")
                 yield TextArea(
-                    clean(self._settings.system_prompt), id="system-prompt", soft_wrap=True, tab_behavior="focus"
+                    clean(self._settings.system_prompt),
+                    id="system-prompt",
+                    soft_wrap=True,
+                    tab_behavior="focus",
                 )
                 for title, fields in GROUPS:
                     with Vertical(classes="group"):

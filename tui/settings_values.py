@@ -47,7 +47,9 @@ class Settings:
             sizes = {name: values.get(name) for name in ("max_tokens", "ctx_size")}
             for name, size in sizes.items():
                 if size is not None and (type(size) is not int or not 1 <= size <= _INT32):
-                    raise UsageError(f"{name} is {printable(repr(size), 40)}; it must lie between 1 and {_INT32}")
+                    raise UsageError(
+                        f"{name} is {printable(repr(size), 40)}; it must lie between 1 and {_INT32}"
+                    )
             return cls(params, system_prompt, **sizes)
         except (TypeError, ValueError) as error:
             raise UsageError(f"these settings make no sense: {printable(str(error))}") from None

@@ -378,7 +378,9 @@ def test_the_second_start_measures_nothing(loads: Loads) -> None:
     (file,) = loads.folder.iterdir()
     (products,) = loads.asked
     assert len(loads.lines) == 1
-    assert loads.lines[0].startswith("tuning shaders for ") and loads.lines[0].endswith(", about 2 s, once per model")
+    assert loads.lines[0].startswith("tuning shaders for ") and loads.lines[0].endswith(
+        ", about 2 s, once per model"
+    )
     assert {p.rows for p in products} == {1, 64}
     whole = file.read_bytes()
     assert loads() == made

@@ -48,6 +48,7 @@ def test_logprobs_are_those_of_the_models_logits_before_all_samplers(llm: Llm) -
     assert tokens(silent) == made
     assert all(e.logprob is None and e.top_logprobs == () and e.kept == () for e in silent)
 
+
 @pytest.mark.parametrize(
     "options",
     [

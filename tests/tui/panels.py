@@ -85,5 +85,7 @@ def text_of(app: App[Any], selector: str) -> str:
 
 
 def assert_harmless(text: str) -> None:
-    bad = [c for c in text if (ord(c) < 32 and c not in "\n") or 0x7F <= ord(c) <= 0x9F or c in "\u202e\u2066"]
+    bad = [
+        c for c in text if (ord(c) < 32 and c not in "\n") or 0x7F <= ord(c) <= 0x9F or c in "\u202e\u2066"
+    ]
     assert not bad, bad

@@ -55,7 +55,9 @@ def test_arrows_move_and_show_what_might_have_been(size: tuple[int, int]) -> Non
         await pilot.press("left", "right")
         about, screen = text_of(app, "#about"), shown(app)
         assert "␣cat" in about and "surprise 2.0 · entropy ≥ 1.7 bits" in about and "samplers left 2" in about
-        lines = {name: next(line for line in screen.split("\n") if name in line) for name in ("␣dog", "␣axolotl")}
+        lines = {
+            name: next(line for line in screen.split("\n") if name in line) for name in ("␣dog", "␣axolotl")
+        }
         own = next(line for line in screen.split("\n") if "● ␣cat" in line)
         assert "25.0 %" in own and "→ 37.5 %" in own
         assert "50.0 %" in lines["␣dog"] and "kept" in lines["␣dog"]
@@ -199,7 +201,9 @@ def test_tokens_are_laid_out_in_lines() -> None:
         lines = lay_out(given, width)
         for line in lines:
             ends = [p.start + cell_len(p.text) for p in line]
-            assert [p.start for p in line] == [0, *ends[:-1]][: len(line)] and max(ends, default=0) <= max(width, 2)
+            assert [p.start for p in line] == [0, *ends[:-1]][: len(line)] and max(ends, default=0) <= max(
+                width, 2
+            )
         assert {p.token for line in lines for p in line} == set(range(len(given)))
         return ["".join(p.text for p in line) for line in lines]
 
@@ -212,7 +216,9 @@ def test_tokens_are_laid_out_in_lines() -> None:
 
 def test_tokens_of_a_replys_events() -> None:
     events = [
-        Event(0, "", 7, logprob=math.log(0.2), top_logprobs=((8, math.log(0.6)),), kept=((7, 1.0),), n_kept=1),
+        Event(
+            0, "", 7, logprob=math.log(0.2), top_logprobs=((8, math.log(0.6)),), kept=((7, 1.0),), n_kept=1
+        ),
         Event(0, "x", 9, logprob=0.0, top_logprobs=((9, 0.0),)),
         Event(0, "", None, FinishReason.STOP),
     ]

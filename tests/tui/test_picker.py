@@ -323,7 +323,14 @@ def test_the_first_run_offers_the_default_model(size: tuple[int, int]) -> None:
     async def steps(pilot: Pilot[None], app: Panel) -> None:
         await until(pilot, lambda: picker.mode == "ask")
         screen = " ".join(shown(app).split())
-        for text in ("There is no model here yet", "Small 135M", "98 MB", "Apache-2.0", "place: /models", "Fetch"):
+        for text in (
+            "There is no model here yet",
+            "Small 135M",
+            "98 MB",
+            "Apache-2.0",
+            "place: /models",
+            "Fetch",
+        ):
             assert text in screen, text
         await pilot.press("escape")
         await until(pilot, lambda: "○ large:8b" in shown(app))
@@ -384,7 +391,13 @@ def test_speed_and_time_left() -> None:
     assert pace.line(20 * MB, 100 * MB) == "20 MB of 100 MB · 5 MB/s · 16 s left"
     now[0] += 60  # it stood still meanwhile: what was before counts no more
     assert pace.line(20 * MB, 100 * MB) == "20 MB of 100 MB"
-    assert [duration(s) for s in (3.2, 89, 91, 5400, 7500)] == ["3 s", "89 s", "2 min", "1 h 30 min", "2 h 5 min"]
+    assert [duration(s) for s in (3.2, 89, 91, 5400, 7500)] == [
+        "3 s",
+        "89 s",
+        "2 min",
+        "1 h 30 min",
+        "2 h 5 min",
+    ]
 
 
 def test_the_hub_as_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,7 +241,9 @@ def test_arrows_stay_in_the_range() -> None:
 
 
 def test_settings_go_through_json_and_back() -> None:
-    sampling = SamplingParams(0.3, 5, seed=2**64 - 1, logit_bias={3: -1.5, 4: float("-inf")}, samplers="top_k;temp")
+    sampling = SamplingParams(
+        0.3, 5, seed=2**64 - 1, logit_bias={3: -1.5, 4: float("-inf")}, samplers="top_k;temp"
+    )
     settings = Settings(sampling, "prompt", 10, None)
     text = json.dumps(settings.to_json(), allow_nan=False)
     assert Settings.from_json(json.loads(text), "prompt") == settings
@@ -323,7 +325,9 @@ def test_a_preset_is_saved_replaced_and_deleted() -> None:
         await open_presets(pilot, app)
         await pilot.press(*"my")
         await click(pilot, "#save")
-        assert "already" in text_of(app, "#preset-note") and shelf.presets["my"].settings["temperature"] == 0.25
+        assert (
+            "already" in text_of(app, "#preset-note") and shelf.presets["my"].settings["temperature"] == 0.25
+        )
         await click(pilot, "#save")
         await until(pilot, lambda: "Saved as my" in text_of(app, "#preset-note"))
         assert shelf.presets["my"].settings["temperature"] == 1.5
@@ -350,7 +354,9 @@ def test_presets_that_fail_say_why() -> None:
         assert "bad: temperature is 'hot'" in text_of(app, "#note")
         shelf.error = SessionStoreError("/p", "locked")
         await pilot.press("ctrl+o")
-        await until(pilot, lambda: isinstance(app.screen, PresetPicker) and "locked" in text_of(app, "#preset-note"))
+        await until(
+            pilot, lambda: isinstance(app.screen, PresetPicker) and "locked" in text_of(app, "#preset-note")
+        )
 
     shelf = Shelf(Named("bad", {"temperature": "hot"}, ""), Named("good", {}, ""))
     shelf.presets.pop("good")
