@@ -48,6 +48,14 @@ def kept_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def sampling_options(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The samplers' options as the engine takes them, from what ``kept_sampling`` made."""
+    options = dict(kept)
+    if "logit_bias" in options:
+        options["logit_bias"] = {int(token): float(bias) for token, bias in options["logit_bias"]}
+    return options
+
+
 class ChatBase(App[int]):
     """The open conversation and its widgets."""
 
@@ -77,10 +85,7 @@ class ChatBase(App[int]):
     @property
     def sampling(self) -> dict[str, Any]:
         """The samplers' options of this conversation, as the engine takes them."""
-        options = dict(self.settings.get("sampling", {}))
-        if "logit_bias" in options:
-            options["logit_bias"] = {int(token): float(bias) for token, bias in options["logit_bias"]}
-        return options
+        return sampling_options(self.settings.get("sampling", {}))
 
     # Widgets
 

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-from wgllm.engine import Event
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wgllm.engine import Event, FinishReason, Request
 from wgllm.errors import UsageError
 from wgllm.sampling import SamplingParams
 from wgllm.sessions_types import Message
-from wgllm.tui.base import kept_sampling
+from wgllm.tui.base import kept_sampling, sampling_options
 from wgllm.tui.inspector import Branch, Token, TokenInspector, tokens_of
 from wgllm.tui.picker import ModelPicker
-from wgllm.tui.replies import LOGPROBS, Replies
+from wgllm.tui.replies import Replies
 from wgllm.tui.settings import SettingsPanel
 from wgllm.tui.settings_values import Settings
 from wgllm.tui.text import clean
 
+if TYPE_CHECKING:
+    from wgllm.tui.model import PromptProgress, ReplyEvents, ReplyFailed
+
+
+_CANDIDATES = 10
+"""How many tokens are shown that might have stood in a place."""
+
+
+@dataclass
+class _Looking:
+    """A reply that the model reads once more."""
+
+    request: int
+    events: list[Event] = field(default_factory=list)
+    done: asyncio.Future[list[Event]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
 
 class Panels(Replies):
     """Pushes the screens, and does what they come back with."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._looking: _Looking | None = None
+        self._seen: tuple[tuple[int, str], list[Event]] = ((0, ""), [])
+        """The reply that was looked into last (message, model), and what was seen."""
 
     async def choose_model(self) -> None:
         # A worker of its own: the screen's keys come through this application.
@@ -66,29 +94,94 @@ class Panels(Replies):
     # The token inspector
 
     async def inspect(self, message: Message) -> None:
-        """Shows the tokens of a reply, if its probabilities were recorded; else records those of the next ones."""
-        events = self.recorded.get(message.id)
-        if not events:
-            self.settings["logprobs"] = LOGPROBS
-            self.keep_settings()
-            raise UsageError("probabilities are recorded from the next reply on; r makes this one anew")
+        """Shows what else a reply might have said. The model reads it for that once more, which Esc ends."""
+        if self.reply is not None:
+            raise UsageError("a reply is being generated; Esc stops it")
+        if self._looking is not None:
+            raise UsageError("the model reads a reply already; Esc ends that")
+        what = message.id, self.model_name
+        if self._seen[0] != what:
+            self._seen = what, await self._look(message)
+        events = self._seen[1]
         client = await self.model_ready()
         ids = {e.token_id for e in events if e.token_id is not None}
         ids |= {token for e in events for token, _ in e.top_logprobs}
         texts = dict(zip(ids, await client.token_texts(list(ids)), strict=True))
         tokens = tokens_of(events, lambda token: clean(texts[token]))
-        self.run_worker(self._inspect(message, events, tokens))
+        self.run_worker(self._inspect(message, tokens))
 
-    async def _inspect(self, message: Message, events: list[Event], tokens: list[Token]) -> None:
+    async def _look(self, message: Message) -> list[Event]:
+        """The events of a reply's tokens, as if they were drawn now."""
+        client = await self.model_ready()
+        assert client.facts is not None
+        before = self.path[: [m.id for m in self.path].index(message.id)]
+        prompt = await client.chat_tokens(self.sent_messages(before))
+        given = _known_tokens(message, self.model_name) or await client.reply_tokens(message.content)
+        if not given:
+            raise UsageError("this reply has no text")
+        if len(prompt) + len(given) > client.facts.ctx_size + 1:
+            raise UsageError("with what was said before, this reply is longer than the context; /context")
+        params = await client.sampling_params(self._sampling_of(message))
+        request = Request(prompt, given=given, sampling=params, logprobs=_CANDIDATES)
+        looking = self._looking = _Looking(client.generate(request))
+        try:
+            return await looking.done
+        finally:
+            self._looking = None
+            self.status.show(doing="")
+
+    def _sampling_of(self, message: Message) -> dict[str, Any]:
+        stats = message.stats or {}
+        kept, seed = stats.get("sampling"), stats.get("seed")
+        options = sampling_options(kept) if isinstance(kept, dict) else self.sampling
+        return {**options, "seed": seed} if isinstance(seed, int) else options
+
+    def on_prompt_progress(self, event: PromptProgress) -> None:
+        looking = self._looking
+        if looking is not None and looking.request == event.request and event.total and not self.gone:
+            self.status.show(doing=f"looking into the reply ({event.done / event.total:.0%})")
+
+    def on_reply_events(self, event: ReplyEvents) -> None:
+        looking = self._looking
+        if looking is None or looking.request != event.request or looking.done.done():
+            return
+        looking.events += [one for one in event.events if one.token_id is not None]
+        if event.events[-1].finish is FinishReason.CANCELLED:
+            looking.done.set_exception(UsageError("looking into the reply was stopped"))
+        elif event.events[-1].finish is not None:
+            looking.done.set_result(looking.events)
+
+    def on_reply_failed(self, event: ReplyFailed) -> None:
+        looking = self._looking
+        if looking is not None and looking.request == event.request and not looking.done.done():
+            looking.done.set_exception(event.error)
+
+    def stop(self) -> bool:
+        if super().stop():
+            return True
+        if self._looking is None or self.client is None:
+            return False
+        self.client.cancel(self._looking.request)
+        return True
+
+    async def _inspect(self, message: Message, tokens: list[Token]) -> None:
         branch = await self.ask_screen(TokenInspector(tokens))
         if isinstance(branch, Branch):
-            ids = [e.token_id for e in events if e.token_id is not None][: branch.token_index]
-            await self.branch_from(message, [*ids, branch.token_id], events[: branch.token_index])
+            ids = [token.token_id for token in tokens[: branch.token_index]]
+            await self.branch_from(message, [*ids, branch.token_id])
 
-    async def branch_from(self, message: Message, ids: list[int], before: list[Event]) -> None:
+    async def branch_from(self, message: Message, ids: list[int]) -> None:
         """Makes another reply beside ``message`` that begins with these tokens."""
         if self.reply is not None:
             raise UsageError("a reply is being generated; Esc stops it")
         client = await self.model_ready()
         text = await client.reply_text(ids)
-        self.start_reply(beside=message.id, prefix=(ids, text), recorded=before)
+        self.start_reply(beside=message.id, prefix=(ids, text))
+
+
+def _known_tokens(message: Message, model: str) -> list[int]:
+    """The tokens that a reply was made of, if they are known and this model's."""
+    ids = (message.stats or {}).get("token_ids") if message.model == model else None
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        return []
+    return ids

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from textual import on
 
-from wgllm.engine import Event, FinishReason, Request, Stats
+from wgllm.engine import FinishReason, Request
 from wgllm.errors import WgllmError
 from wgllm.sessions_types import Message, MessageState
 from wgllm.tui import attachments
@@ -21,9 +20,6 @@ from wgllm.tui.text import clean_line, count, join_attached, split_attached
 if TYPE_CHECKING:
     from wgllm.tui.model import ModelClient
 
-LOGPROBS = 10
-"""Of how many tokens each the probabilities are recorded, where they are."""
-
 
 @dataclass
 class Reply:
@@ -31,13 +27,21 @@ class Reply:
 
     message: Message
     text: str = ""
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    """All of it; those of ``prefix`` too."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """The options that it is drawn with."""
     prompt_tokens: int = 0
     request: int | None = None
     first_token: float | None = None
     stopped: bool = False
     prefix: list[int] = field(default_factory=list)
     """Tokens that it begins with, of the reply that it branches from."""
+
+    @property
+    def tokens(self) -> int:
+        """How many were generated."""
+        return len(self.token_ids) - len(self.prefix)
 
     @property
     def rate(self) -> float:
@@ -56,8 +60,6 @@ class Replies(Context):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.reply: Reply | None = None
-        self.recorded: dict[int, list[Event]] = {}
-        """The events of replies whose probabilities were asked for."""
 
     @property
     def streaming(self) -> int | None:
@@ -110,13 +112,11 @@ class Replies(Context):
         assert self.session is not None
         self.session = self.store.session(self.session.id)
 
-    def start_reply(
-        self,
-        beside: int | None = None,
-        prefix: tuple[list[int], str] = ([], ""),
-        recorded: Sequence[Event] = (),
-    ) -> None:
-        """Begins the reply to the last message, or another one beside the reply ``beside``."""
+    def start_reply(self, beside: int | None = None, prefix: tuple[list[int], str] = ([], "")) -> None:
+        """Begins the reply to the last message, or another one beside the reply ``beside``.
+
+        ``prefix`` is what it begins with: tokens, and their text.
+        """
         assert self.session is not None
         try:
             if beside is None:
@@ -126,9 +126,8 @@ class Replies(Context):
         except WgllmError as error:
             self.tell(error, error=True)
             return
-        self.reply = Reply(row, text=prefix[1], prefix=prefix[0])
-        if recorded:
-            self.recorded[row.id] = list(recorded)
+        kept = dict(self.settings.get("sampling", {}))
+        self.reply = Reply(row, text=prefix[1], prefix=prefix[0], token_ids=list(prefix[0]), sampling=kept)
         self.session = self.store.session(self.session.id)
         self.run_worker(self._make(self.reply))
 
@@ -151,7 +150,6 @@ class Replies(Context):
                 max_tokens=self.settings.get("max_tokens"),
                 sampling=params,
                 continuation=bool(reply.prefix),
-                logprobs=self.settings.get("logprobs", 0),
             )
             reply.request = client.generate(request)
             view = self.conversation.view(reply.message.id)  # it may be another one by now
@@ -200,9 +198,7 @@ class Replies(Context):
         for one in event.events:
             reply.text += one.text
             if one.token_id is not None:
-                reply.tokens += 1
-                if one.logprob is not None:
-                    self.recorded.setdefault(reply.message.id, []).append(one)
+                reply.token_ids.append(one.token_id)
         if reply.first_token is None and reply.tokens:
             reply.first_token = time.monotonic()
         if not self.gone and (view := self.conversation.view(reply.message.id)) is not None:
@@ -216,7 +212,7 @@ class Replies(Context):
             return
         stopped = last.finish is FinishReason.CANCELLED
         state = MessageState.STOPPED if stopped else MessageState.COMPLETE
-        self._end(reply, state, last.finish.value, _kept_stats(last.stats))
+        self._end(reply, state, last.finish.value, None if last.stats is None else asdict(last.stats))
         if last.stats is not None and not self.gone:
             rate = last.stats.decode_rate
             self.status.show(doing=f"{rate:.1f} tok/s" if rate else "", used=last.stats.context_used)
@@ -233,6 +229,7 @@ class Replies(Context):
         if self.reply is not reply:
             return
         self.reply = None
+        stats = {**(stats or {}), "token_ids": reply.token_ids, "sampling": reply.sampling}
         message = reply.message._replace(content=reply.text, state=state)
         try:
             message = self.store.finish_reply(
@@ -349,7 +346,3 @@ class Replies(Context):
         )
         self.prompt_bar.prompt.take(typed)
         self.prompt_bar.prompt.focus()
-
-
-def _kept_stats(stats: Stats | None) -> dict[str, Any] | None:
-    return None if stats is None else asdict(stats)

@@ -111,6 +111,9 @@ class Request:
     """When the context is full, drop the older half of it and go on."""
     keep: int = 0
     """Tokens at the beginning that a context shift keeps; negative: the whole prompt."""
+    given: Sequence[int] = ()
+    """What goes on from ``tokens`` already. With it nothing is generated: each of these tokens gets the event that it
+    would have had, had the samplers drawn it."""
     exact: bool = False
     """Re-use of the cache only what an empty one would come to by the same steps: what ran before then does not
     change even the rounding."""
@@ -175,8 +178,10 @@ class _Active:
     ) -> None:
         self.number = number
         self.request = request
-        self.pending = list(request.tokens)
+        self.pending = [*request.tokens, *request.given[:-1]]
         """Tokens that the model has not read yet."""
+        self.first_wanted = len(request.tokens) - 1
+        """The first position whose logits are needed."""
         self.decoder = IncrementalDecoder(
             tokenizer, skip_special=not request.special, continuation=request.continuation
         )
@@ -189,7 +194,8 @@ class _Active:
         )
         self.stats = Stats(prompt_tokens=len(request.tokens), seed=self.seed)
         self.begun = False
-        self.on_device = None if request.logprobs or debug.steps_ahead() == 0 else self.sampler.on_device()
+        on_host = request.logprobs or request.given or debug.steps_ahead() == 0
+        self.on_device = None if on_host else self.sampler.on_device()
         self.ahead: RunAhead | None = None
 
 
@@ -228,7 +234,8 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queues a request; returns its number. Raises UsageError for one that can't run."""
-        self._check_tokens(request.tokens)
+        self._check_tokens([*request.tokens, *request.given[:-1]])
+        self._check_ids(request.given[-1:])
         if not 0 <= request.logprobs <= self.vocab_size:
             raise UsageError(f"logprobs {request.logprobs} must lie between 0 and {self.vocab_size}")
         active = _Active(next(self._numbers), request, self.tokenizer, self.vocab_size, time.perf_counter())
@@ -271,7 +278,7 @@ class Engine:
             raise UsageError("the engine is generating: its context is in use")
         self._check_tokens(tokens)
         self._truncate(0)
-        at_once = max(1, _LOGITS_BYTES // (4 * self.vocab_size))
+        at_once = self._rows_at_once
         size = min(self.largest_step, at_once) if len(out_rows) > at_once else self.largest_step
         while (start := self.cache.length(0)) < len(tokens):
             chunk = tokens[start : start + size]
@@ -279,6 +286,10 @@ class Engine:
             made = self._run(chunk, wanted)
             if wanted:
                 yield made
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, _LOGITS_BYTES // (4 * self.vocab_size))
 
     def save_state(self) -> tuple[SlotState, list[dict[str, StateArray]]]:
         """A copy of what the cache holds, and the arrays of each program."""
@@ -316,6 +327,9 @@ class Engine:
             raise UsageError(
                 f"the prompt has {n} tokens, the context {self.ctx_size}; a larger one is needed"
             )
+        self._check_ids(tokens)
+
+    def _check_ids(self, tokens: Sequence[int]) -> None:
         bad = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
         if bad is not None:
             raise UsageError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
@@ -326,7 +340,10 @@ class Engine:
             active.begun = True
             self._reuse_prefix(active)
         generated = active.stats.generated_tokens
-        events = self._step_ahead(active) if self._goes_ahead(active) else self._step_alone(active)
+        if active.request.given:
+            events = self._step_given(active)
+        else:
+            events = self._step_ahead(active) if self._goes_ahead(active) else self._step_alone(active)
         spent = time.perf_counter() - now
         if generated == 0:
             active.stats = replace(active.stats, prefill_seconds=active.stats.prefill_seconds + spent)
@@ -348,6 +365,25 @@ class Engine:
         if active.request.max_tokens == 0:
             return [self._finish(active, FinishReason.LENGTH)]
         return self._take(active, active.sampler.sample(logits[0]), logits[0])
+
+    def _step_given(self, active: _Active) -> list[Event]:
+        """A step over a prompt and what follows it, of which each row's logits are compared with the token given."""
+        given, first = active.request.given, active.first_wanted
+        start = self.cache.length(0)
+        size = min(self.largest_step, max(0, first - start) + self._rows_at_once)
+        chunk = active.pending[:size]
+        wanted = [i for i in range(len(chunk)) if start + i >= first]
+        logits = self._run(chunk, wanted, active.number)
+        del active.pending[: len(chunk)]
+        events = []
+        for row, i in zip(logits, wanted, strict=True):
+            token = given[start + i - first]
+            drawn = active.sampler.sample(row, token)
+            piece = active.decoder.push(token) if token < self.tokenizer.vocab_size else ""
+            events.append(self._seen(active, Event(active.number, piece, token), row, drawn))
+        if not active.pending:
+            events.append(self._finish(active, FinishReason.LENGTH))
+        return events
 
     def _goes_ahead(self, active: _Active) -> bool:
         """Whether the device chooses the next token: not the first, for which the prompt's step runs alone."""
@@ -397,7 +433,7 @@ class Engine:
 
     def _reuse_prefix(self, active: _Active) -> None:
         """Keeps what the cache holds of the prompt; at least its last token is read, for its logits."""
-        prefix = min(self.cache.common_prefix(0, active.pending), len(active.pending) - 1)
+        prefix = min(self.cache.common_prefix(0, active.pending), active.first_wanted)
         if active.request.exact:
             prefix = min(prefix // self.largest_step * self.largest_step, self._aligned)
         kept = self._truncate(prefix)
@@ -472,13 +508,7 @@ class Engine:
         events = [Event(active.number, text, token)]
         if request.logprobs:
             assert logits is not None
-            known = log_probabilities(logits, token, request.logprobs)
-            left = active.sampler.left
-            kept = chances(left, token, (other for other, _ in known.top))
-            n_kept = 1 if left is None else len(left)
-            events = [
-                replace(events[0], logprob=known.logprob, top_logprobs=known.top, kept=kept, n_kept=n_kept)
-            ]
+            events = [self._seen(active, events[0], logits, token)]
         active.pending.append(token)
         if stopped:
             events.append(self._finish(active, FinishReason.STOP, flush=False))
@@ -487,6 +517,17 @@ class Engine:
         elif self.cache.length(0) >= self.ctx_size and not (request.context_shift and self._shift(active)):
             events.append(self._finish(active, FinishReason.CONTEXT))
         return events
+
+    def _seen(self, active: _Active, event: Event, logits: Array, drawn: int) -> Event:
+        """The event with what else might have been drawn, where that was asked for; ``drawn`` is what was."""
+        n, left, token = active.request.logprobs, active.sampler.left, event.token_id
+        if not n:
+            return event
+        assert token is not None
+        known = log_probabilities(logits, token, n)
+        kept = chances(left, drawn if left is None else token, (other for other, _ in known.top))
+        n_kept = 1 if left is None else len(left)
+        return replace(event, logprob=known.logprob, top_logprobs=known.top, kept=kept, n_kept=n_kept)
 
     def _finish(self, active: _Active, reason: FinishReason, last: str = "", *, flush: bool = True) -> Event:
         """The last event, with the text that was held back (none after a stop string) and ``last``."""

@@ -95,6 +95,8 @@ class FakeEngine:
             raise self.error
         if reply.number in self._cancelled:
             return [self._end(reply, FinishReason.CANCELLED)]
+        if reply.request.given:
+            return self._look(reply)
         limit = reply.request.max_tokens
         if limit is not None and reply.made >= limit:
             return [self._end(reply, FinishReason.LENGTH)]
@@ -106,11 +108,19 @@ class FakeEngine:
         reply.made += 1
         text, stopped = reply.scanner.push(reply.decoder.push(token))
         events = [Event(reply.number, text, token)]
-        if reply.request.logprobs:  # what is scripted is certain
-            events = [replace(events[0], logprob=0.0, top_logprobs=((token, 0.0),))]
+        if reply.request.logprobs:
+            events = [_certain(events[0])]
         if stopped:
             events.append(self._end(reply, FinishReason.STOP))
         return events
+
+    def _look(self, reply: _Reply) -> list[Event]:
+        """The events of tokens that were given."""
+        request = reply.request
+        events = [Event(reply.number, reply.decoder.push(token), token) for token in request.given]
+        if request.logprobs:
+            events = [_certain(event) for event in events]
+        return [*events, self._end(reply, FinishReason.LENGTH)]
 
     def close(self) -> None:
         self.closed = True
@@ -123,6 +133,12 @@ class FakeEngine:
         stats = replace(stats, context_used=prompt + reply.made, seed=reply.request.sampling.seed or 0)
         text = "" if reply.scanner.stopped else reply.decoder.flush() + reply.scanner.flush()
         return Event(reply.number, text, None, reason, stats, stopped_by=reply.scanner.found)
+
+
+def _certain(event: Event) -> Event:
+    """What is scripted is certain."""
+    assert event.token_id is not None
+    return replace(event, logprob=0.0, top_logprobs=((event.token_id, 0.0),))
 
 
 class _Reply:

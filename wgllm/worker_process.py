@@ -185,7 +185,7 @@ class WorkerProcess:
             self._fail(message["id"], error)
             return
         with self._lock:
-            self._live[number] = _Live(message["id"], len(request.tokens))
+            self._live[number] = _Live(message["id"], len(request.tokens) + len(request.given))
             if message["id"] in self._cancelled:
                 engine.cancel(number)
 

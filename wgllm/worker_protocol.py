@@ -94,6 +94,7 @@ def request_to_wire(request: Request) -> dict[str, Any]:
     wire = {f.name: getattr(request, f.name) for f in fields(request)}
     return wire | {
         "tokens": list(request.tokens),
+        "given": list(request.given),
         "stop": list(request.stop),
         "sampling": sampling_to_wire(request.sampling),
     }

@@ -10,7 +10,8 @@ import pytest
 
 import wgllm
 from tests.tiny import tiny
-from wgllm.engine import Event
+from wgllm import engine as engine_module
+from wgllm.engine import Event, FinishReason, Request, run_request
 from wgllm.errors import ModelFileError, UsageError
 from wgllm.formats.gguf import open_gguf
 from wgllm.llm import Llm
@@ -77,6 +78,49 @@ def test_what_the_samplers_kept_is_what_was_drawn_from(llm: Llm, options: dict[s
         assert all(e.n_kept == 2 for e in everything)
     if options.get("temperature") == 0:
         assert all(e.kept == ((e.token_id, 1.0),) for e in everything)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 5, "temperature": 2.0, "presence_penalty": 9.0, "repeat_last_n": -1},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.01},
+        {"mirostat": 2, "mirostat_ent": 2.0},
+        {"temperature": 0},
+    ],
+)
+@pytest.mark.parametrize("rows_at_once", [1, 3, 1000])
+def test_a_given_reply_has_the_events_that_it_was_made_with(
+    llm: Llm, options: dict[str, Any], rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(llm, 12, logprobs=4, seed=1, **options)
+    monkeypatch.setattr(engine_module, "_LOGITS_BYTES", 4 * 512 * rows_at_once)
+    params = llm.sampling_params(seed=1, **options)
+    request = Request(IDS, given=tokens(made), logprobs=4, sampling=params)
+    *seen, last = run_request(llm.engine, request)
+    assert [e.token_id for e in seen] == tokens(made) and [e.n_kept for e in seen] == [e.n_kept for e in made]
+    for event, of in zip(seen, made, strict=True):
+        assert event.logprob == pytest.approx(of.logprob, abs=1e-3)
+        assert dict(event.top_logprobs) == pytest.approx(dict(of.top_logprobs), abs=1e-3)
+        assert dict(event.kept) == pytest.approx(dict(of.kept), abs=1e-3)
+    text = "".join(e.text for e in [*seen, last])
+    assert text == llm.tokenizer.detokenize(tokens(made), continuation=True)
+    assert last.finish is FinishReason.LENGTH and last.stats is not None and last.stats.generated_tokens == 0
+    # A token that no sampler would have left.
+    other = [next(t for t in range(512) if t not in dict(made[0].top_logprobs)), *tokens(made)[1:]]
+    *seen, _ = run_request(llm.engine, Request(IDS, given=other, logprobs=4, sampling=params))
+    assert seen[0].token_id == other[0] and seen[0].n_kept == made[0].n_kept
+    if seen[0].n_kept < 512:
+        assert other[0] not in dict(seen[0].kept)
+    assert tokens(run(llm, 12, seed=1, **options)) == tokens(made), "the cache is still whole"
+
+
+def test_given_tokens_must_fit(llm: Llm) -> None:
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        llm.engine.submit(Request(IDS, given=[1, 512]))
+    with pytest.raises(UsageError, match="the context"):
+        llm.engine.submit(Request(IDS, given=[1] * (llm.ctx_size - len(IDS) + 2)))
+    assert not llm.engine.busy
 
 
 def test_penalties_know_prompt_and_answer(llm: Llm) -> None:

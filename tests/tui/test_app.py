@@ -103,25 +103,8 @@ async def test_panels_open(tmp_path: Path) -> None:
             await run.pilot.press("escape")
             await run.until(lambda: len(run.app.screen_stack) == 1)
         await run.send("/inspect")
-        await run.until(lambda: "recorded from the next reply" in run.notes())
-        await run.pilot.press("ctrl+r")
-        await run.until(lambda: len(run.engine.requests) == 2)
-        await run.replied()
-        assert run.engine.requests[1].logprobs
-        await run.send("/inspect")
         await run.until(lambda: isinstance(run.app.screen, TokenInspector))
         await run.pilot.press("escape")
-
-
-@in_loop
-async def test_branching_from_a_token(tmp_path: Path) -> None:
-    async with running(tmp_path, ["abc", "xyz"]) as run:
-        view = await run.talk("Hi")
-        await run.app.branch_from(view.message, list(b"ab!"), [])
-        await run.until(lambda: len(run.engine.requests) == 2)
-        view = await run.replied()
-        assert view.message.content == "ab!xyz" and view.message.n_siblings == 2
-        assert run.engine.requests[1].tokens[-3:] == list(b"ab!")
 
 
 @in_loop

@@ -132,6 +132,9 @@ class ThreadWorker:
     def count_tokens(self, text: str) -> Future[int]:
         return self._call(lambda: len(self._model().tokenize(text)))
 
+    def tokenize(self, text: str, *, add_special: bool = True) -> Future[list[int]]:
+        return self._call(lambda: self._model().tokenize(text, add_special=add_special))
+
     def chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> Future[list[int]]:
         return self._call(lambda: self._model().chat_tokens(messages))
 

@@ -118,7 +118,7 @@ def test_all_of_a_request_arrives() -> None:
     sampling = SamplingParams(
         0.5, seed=2**64 - 1, logit_bias={3: float("-inf"), 4: 1.5}, samplers="top_k;temp"
     )
-    request = Request([1, 2], 5, sampling, ("\ud800", "é"), True, 2, True, False, True, -1, True)
+    request = Request([1, 2], 5, sampling, ("\ud800", "é"), True, 2, True, False, True, -1, [3], True)
     assert all(getattr(request, name) != value for name, value in vars(Request([])).items())
     sent = read_message(io.BytesIO(pack(request_to_wire(request))))
     assert sent is not None and request_from_wire(sent) == request

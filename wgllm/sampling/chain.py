@@ -61,12 +61,12 @@ class Sampler:
         self._length = len(self._history)
         self._remembers = bool(active & {"penalties", "dry"})
 
-    def sample(self, logits: F32) -> int:
-        """The next token for logits [V]; it joins the history."""
+    def sample(self, logits: F32, given: int | None = None) -> int:
+        """The next token for logits [V]; it, or ``given`` in its place, joins the history."""
         token = int(np.argmax(logits)) if self._argmax else self._choose(logits)
         self.step += 1
         if self._remembers:
-            self._remember(token)
+            self._remember(token if given is None else given)
         return token
 
     def drawn_elsewhere(self) -> None:

@@ -29,9 +29,10 @@ def log_probabilities(logits: F32, token: int, n: int) -> TokenLogprobs:
 
 
 def chances(left: Candidates | None, token: int, others: Iterable[int]) -> tuple[tuple[int, float], ...]:
-    """(token id, probability) of ``token``, which was drawn, and of those of ``others`` that samplers had left.
+    """(token id, probability) of ``token`` and of those of ``others`` that samplers had left to draw from.
 
-    ``left`` is what they left (``Sampler.left``). Most probable first; probabilities are those of the draw.
+    ``left`` is what they left (``Sampler.left``), None where ``token`` was taken as the best of all. Most probable
+    first; probabilities are those of the draw.
     """
     if left is None:
         return ((token, 1.0),)
