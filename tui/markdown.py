@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import asyncio
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
@@ -19,15 +20,22 @@ from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
 from wgllm.tui.text import clean_line, count
 
-# Highlighting begins anew with every piece that is added, so that code which goes on is highlighted up to this length
-# only, and at its end up to another one: key presses would have to wait for more.
-_LONGEST_STREAMED = 3_000
+# Highlighting begins anew with every piece that is added. Code up to this length is highlighted at once; longer code
+# when it is complete, up to another length and on a thread: key presses would have to wait for more.
+_LONGEST_AT_ONCE = 3_000
 _LONGEST_HIGHLIGHTED = 60_000
 
 
 def _parser() -> MarkdownIt:
     """HTML is text: Textual would leave it out, and with it what a model says."""
     return MarkdownIt("gfm-like").disable(["html_block", "html_inline"])
+
+
+def _parsed(text: str) -> tuple[list[Token], bool]:
+    """The tokens of a text, and whether it defines links that earlier parts may refer to."""
+    environment: dict[str, Any] = {}
+    tokens = _parser().parse(text, environment)
+    return tokens, bool(environment.get("references"))
 
 
 class CodeBar(Static):
@@ -55,9 +63,30 @@ class CodeFence(MarkdownFence):
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        if len(code) > _LONGEST_HIGHLIGHTED:
-            return Content(code)
-        return super().highlight(code, language, ansi, dark)
+        return (
+            Content(code) if len(code) > _LONGEST_AT_ONCE else super().highlight(code, language, ansi, dark)
+        )
+
+    def on_mount(self) -> None:
+        self.complete()
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self.complete()
+
+    def complete(self) -> None:
+        """Highlights long code, unless more of it may come."""
+        reply = self._markdown
+        if reply.streaming or not _LONGEST_AT_ONCE < len(self.code) <= _LONGEST_HIGHLIGHTED:
+            return
+        ansi, dark = self.app.native_ansi_color, self.app.current_theme.dark
+        self.run_worker(self._highlight_long(self.code, self.lexer, ansi, dark), exclusive=True)
+
+    async def _highlight_long(self, code: str, language: str, ansi: bool, dark: bool) -> None:
+        made = await asyncio.to_thread(super().highlight, code, language, ansi, dark)
+        if code == self.code:
+            self._highlighted_code = made
+            self.set_content(made)
 
     def compose(self) -> ComposeResult:
         yield CodeBar(self._bar(), markup=False, classes="code-bar")
@@ -78,16 +107,6 @@ class CodeFence(MarkdownFence):
         self.post_message(self.Copied(self.code))
 
 
-class StreamedFence(CodeFence):
-    """Code in a reply that is not finished."""
-
-    @classmethod
-    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        if len(code) > _LONGEST_STREAMED:
-            return Content(code)
-        return super().highlight(code, language, ansi, dark)
-
-
 class ReplyMarkdown(Markdown):
     """Markdown of a model, which has been cleaned."""
 
@@ -97,7 +116,7 @@ class ReplyMarkdown(Markdown):
 
     def get_block_class(self, block_name: str) -> type[MarkdownBlock]:
         if block_name in ("fence", "code_block"):
-            return StreamedFence if self.streaming else CodeFence
+            return CodeFence
         return super().get_block_class(block_name)
 
     def unhandled_token(self, token: Token) -> MarkdownBlock | None:
@@ -109,9 +128,23 @@ class ReplyMarkdown(Markdown):
         return block
 
     async def finish(self, text: str) -> None:
-        """The whole text at the end, in which fences that came in pieces are whole."""
+        """The whole text at the end. What was rendered piece by piece stays, unless the whole reads differently."""
         self.streaming = False
-        await self.update(text)
+        tokens, references = await asyncio.to_thread(_parsed, text)
+        if references or self._shown() != [
+            (self._class_of(token), *token.map) for token in tokens if token.level == 0 and token.map
+        ]:
+            await self.update(text)
+            return
+        for fence in self.query(CodeFence):
+            fence.complete()
+
+    def _class_of(self, token: Token) -> type[MarkdownBlock]:
+        return self.get_block_class(token.tag if token.type == "heading_open" else token.type)
+
+    def _shown(self) -> list[tuple[type[MarkdownBlock], int, int]]:
+        """The blocks that there are, and which lines they show."""
+        return [(type(b), *b.source_range) for b in self.children if isinstance(b, MarkdownBlock)]
 
     @on(Markdown.LinkClicked)
     def _open(self, event: Markdown.LinkClicked) -> None:

@@ -1,0 +1,99 @@
+"""Markdown that came in pieces shows what it would show as a whole."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from textual.app import App, ComposeResult
+from textual.widget import Widget
+from textual.widgets.markdown import MarkdownBlock
+
+from tests.tui.running import in_loop
+from wgllm.tui import markdown
+from wgllm.tui.markdown import CodeFence, ReplyMarkdown
+
+PIECES = [
+    "# Title\n\n", "A *para* with `code` and **bold**\nnext line\n\n", "- one\n- two\n  - nested\n\n",
+    "1. a\n2. b\n\n   para in b\n\n", "```python\ndef f():\n    return 1\n```\n\n", "~~~\ntext\n~~~\n",
+    "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n\n", "> quote\n> more\n\n> other\n", "Setext\n===\n", "text\n---\n",
+    "    indented code\n    more\n\n", "see [x] and [y](http://a.b)\n\n", "<b>html</b> text\n\n", "* a\n\n* b\n\n",
+    "```\nunclosed", "\n", "word ", "日本 ", "1) x\n", "---\n\n", "a  \nb\n", "[x]: http://q.r\n",
+]  # fmt: skip
+
+
+class Two(App[None]):
+    """The same text twice: in pieces, and whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces, self.whole = ReplyMarkdown("", streaming=True), ReplyMarkdown("")
+        self.updates = 0
+
+    def compose(self) -> ComposeResult:
+        yield self.pieces
+        yield self.whole
+
+
+def blocks(widget: Widget) -> list[Any]:
+    """What a widget shows: kinds of blocks, their texts with styles, what lies in them."""
+    found: list[Any] = []
+    for child in widget.children:
+        if isinstance(child, MarkdownBlock):
+            content = child._content
+            spans = [(s.start, s.end, str(s.style)) for s in content.spans]
+            found.append((type(child), content.plain, spans, getattr(child, "code", None), blocks(child)))
+        else:
+            found += blocks(child)
+    return found
+
+
+@in_loop
+async def test_in_pieces_as_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    updated, update = [], ReplyMarkdown.update
+    app = Two()
+    async with app.run_test(size=(80, 40)) as pilot:
+        for _ in range(12):
+            text = "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 9)))
+            await app.pieces.update("")
+            app.pieces.streaming = True
+            at = 0
+            while at < len(text):
+                n = rng.choice([1, 2, 3, 5, 9, 30, 200])
+                await app.pieces.append(text[at : at + n])
+                at += n
+            with monkeypatch.context() as patched:
+                patched.setattr(ReplyMarkdown, "update", lambda self, t: updated.append(t) or update(self, t))
+                await app.pieces.finish(text)
+            await app.whole.update(text)
+            await pilot.pause()
+            assert blocks(app.pieces) == blocks(app.whole), text
+    assert all("[x]: " in text for text in updated), "the rest was right without"
+    assert updated
+
+
+@in_loop
+async def test_long_code_is_highlighted_when_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markdown, "_LONGEST_AT_ONCE", 50)
+    monkeypatch.setattr(markdown, "_LONGEST_HIGHLIGHTED", 500)
+    text = "```python\n" + "return 1  # one\n" * 10 + "```\n"
+    app = Two()
+    async with app.run_test() as pilot:
+        for at in range(0, len(text), 20):
+            await app.pieces.append(text[at : at + 20])
+        await pilot.pause()
+        fence = app.pieces.query_one(CodeFence)
+        assert not fence._highlighted_code.spans
+        await app.pieces.finish(text)
+        await app.workers.wait_for_complete()
+        assert fence is app.pieces.query_one(CodeFence) and fence._highlighted_code.spans
+        app.theme = "textual-light"
+        await pilot.pause()
+        await app.workers.wait_for_complete()
+        assert fence._highlighted_code.spans
+        await app.whole.update(text.replace("1", "1" * 50))
+        await pilot.pause()
+        await app.workers.wait_for_complete()
+        assert not app.whole.query_one(CodeFence)._highlighted_code.spans, "too long"
