@@ -82,7 +82,7 @@ class ChatApp(Actions):
         for notice in self.store.notices:
             self.tell(notice)
         self.set_interval(_TICK, self.tick)
-        self.set_interval(1.0, self.keep_draft)
+        self.set_interval(1.0, self.keep_place)
         own = self.session.model if self.session is not None else ""
         # After the first picture, so that one can type at once.
         self.call_after_refresh(self.begin_loading, self.start.model or own or self.start.default_model)
@@ -118,8 +118,8 @@ class ChatApp(Actions):
     def exit(self, *arguments: Any, **options: Any) -> None:
         """Whatever ends it, what is in the prompt is kept, and where one was."""
         with contextlib.suppress(WgllmError):
-            self.keep_draft()
-            self.store.kept.put("session", self.session.id if self.session is not None else None)
+            self.keep_place()
+            self._keep("session", self.session.id if self.session is not None else None)
         super().exit(*arguments, **options)
 
     # Sending
@@ -137,11 +137,12 @@ class ChatApp(Actions):
             self.store.inputs.add(text)
             self.run_worker(self._run_line(text))
             return
+        edited = self.editing is not None
         if await self.ask(text[1:] if text.startswith("//") else text):
-            prompt.take("")
+            prompt.take(self.draft if edited else "")
             prompt.remember(text)
             self.store.inputs.add(text)
-            self.keep_draft()
+            self.keep_place()
 
     async def _run_line(self, text: str) -> None:
         if not await self.run_command(text.strip()):

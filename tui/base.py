@@ -12,7 +12,7 @@ from textual.widget import Widget
 from wgllm.errors import WgllmError
 from wgllm.sessions import SessionStore
 from wgllm.sessions_types import Message, Session
-from wgllm.tui.conversation import Conversation
+from wgllm.tui.conversation import Conversation, Place
 from wgllm.tui.prompt import PromptBar
 from wgllm.tui.sidebar import Sidebar
 from wgllm.tui.status import StatusLine
@@ -38,6 +38,10 @@ class Start:
     resume: int | None = None
     """The conversation to open; None begins a new one."""
     offline: bool = False
+
+
+_PLACES = 50
+"""Of how many conversations is kept where they were scrolled to."""
 
 
 def kept_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +77,9 @@ class ChatBase(App[int]):
         self.system_prompt = start.system_prompt or ""
         self.editing: int | None = None
         """The message that what is in the prompt will stand beside."""
+        self._opened = False
+        self._kept: dict[str, Any] = {}
+        """What was written last of what ``_keep`` keeps."""
 
     def _first_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {}
@@ -156,12 +163,13 @@ class ChatBase(App[int]):
 
     async def open_session(self, session_id: int | None, message_id: int | None = None) -> None:
         """Opens a conversation, or with None begins a new one."""
-        self.keep_draft()
-        self.stop_editing()
+        if self._opened:  # else what was kept would be overwritten with what is not there yet
+            self.keep_place()
+            self.stop_editing()
+        self._opened = True
         if session_id is None:
             self.session, self.settings = None, self._first_settings()
             self.system_prompt = self.start.system_prompt or ""
-            draft = str(self.store.kept.get("draft", ""))
         else:
             try:
                 self.session = self.store.session(session_id)
@@ -172,16 +180,19 @@ class ChatBase(App[int]):
                 return
             self.settings = dict(self.session.settings)
             self.system_prompt = self.session.system_prompt
-            draft = self.session.draft
-        await self.show_path(to_end=True)
-        self.prompt_bar.prompt.take(draft)
-        self.store.kept.put("session", session_id)
+        place = self._places().get(str(session_id)) if message_id is None else None
+        await self.show_path(to_end=place is None)
+        self.prompt_bar.prompt.take(self.draft)
+        self._keep("session", session_id)
         self.refresh_sidebar()
         self.measure()
         if message_id is not None:
             await self.conversation.reveal(message_id)
-        else:
-            self.prompt_bar.prompt.focus()
+            return
+        if place is not None:
+            await self.conversation.restore(Place(*place))
+        self._edit_again()
+        self.prompt_bar.prompt.focus()
 
     def measure(self) -> None:
         """Counts anew how much of the context the branch takes."""
@@ -197,21 +208,58 @@ class ChatBase(App[int]):
                 self.session.id, settings=self.settings, system_prompt=self.system_prompt
             )
 
-    def keep_draft(self) -> None:
-        """Saves what stands in the prompt, unless an earlier message is edited."""
+    @property
+    def draft(self) -> str:
+        """What was typed and not sent, as it was saved last."""
+        return str(self.store.kept.get("draft", "")) if self.session is None else self.session.draft
+
+    def keep_place(self) -> None:
+        """Saves what stands in the prompt, and what was scrolled to."""
         if self.gone:
             return
-        text = "" if self.editing is not None else self.prompt_bar.prompt.full_text
+        text = self.prompt_bar.prompt.full_text
         try:
-            if self.session is None:
-                self.store.kept.put("draft", text)
+            self._keep("editing", None if self.editing is None else [self.editing, text])
+            if self.editing is not None:
+                pass  # the draft is what stood there before
+            elif self.session is None:
+                self._keep("draft", text)
             elif text != self.session.draft:
                 self.session = self.store.update_session(self.session.id, draft=text)
+            if self.session is not None:
+                places, key = self._places(), str(self.session.id)
+                place = self.conversation.place
+                places.pop(key, None)
+                if place is not None:
+                    places[key] = list(place)
+                self._keep("places", dict(list(places.items())[-_PLACES:]))
         except WgllmError as error:
             self.tell(error, error=True)
+
+    def _keep(self, key: str, value: Any) -> None:
+        """Writes it if it changed."""
+        if key not in self._kept or self._kept[key] != value:
+            self.store.kept.put(key, value)
+            self._kept[key] = value
+
+    def _places(self) -> dict[str, list[int]]:
+        """By conversation, what stood at the top of the screen, where that was not the end."""
+        if "places" not in self._kept:
+            self._kept["places"] = self.store.kept.get("places", {})
+        return dict(self._kept["places"])
+
+    def _edit_again(self) -> None:
+        """Goes on with changing a message, where that was left."""
+        kept = self.store.kept.get("editing")
+        if kept and any(m.id == kept[0] for m in self.path):
+            self.edit(next(m for m in self.path if m.id == kept[0]))
+            self.prompt_bar.prompt.take(kept[1])
+
+    def edit(self, message: Message | None = None) -> None:
+        """Puts a message of the user's into the prompt."""
 
     def stop_editing(self) -> None:
         if self.editing is not None:
             self.editing = None
             self.prompt_bar.say_editing("")
-            self.prompt_bar.prompt.take("")
+            self.prompt_bar.prompt.take(self.draft)

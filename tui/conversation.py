@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
@@ -17,6 +18,8 @@ from wgllm.tui.text import count
 
 WINDOW = 40
 """How many messages are there as widgets at first; earlier ones come when they are asked for."""
+
+_HOLD_SECONDS = 0.6
 
 
 class Clickable(Static):
@@ -35,6 +38,14 @@ class Clickable(Static):
         self.post_message(self.Pressed(self))
 
 
+class Place(NamedTuple):
+    """What stands at the top of the screen."""
+
+    message_id: int
+    line: int
+    """Of the message."""
+
+
 class Messages(VerticalScroll):
     """The list that scrolls."""
 
@@ -46,6 +57,9 @@ class Messages(VerticalScroll):
 
     def watch_virtual_size(self) -> None:
         self._tell()
+        parent = self.parent
+        if isinstance(parent, Conversation):
+            parent.hold_place()
 
     def _tell(self) -> None:
         parent = self.parent
@@ -62,6 +76,8 @@ class Conversation(Vertical):
         self._first = 0
         """Of the path, the first message that has a widget."""
         self._sent_from: int | None = None
+        self._held: Place | None = None
+        """What is to stay at the top until the messages have got their heights."""
 
     def compose(self) -> ComposeResult:
         yield Messages(id="messages")
@@ -85,7 +101,40 @@ class Conversation(Vertical):
             away = self.messages.is_anchored and self.messages._anchor_released
             self.query_one("#to-end").display = away and not self.at_end and bool(self._path)
 
+    @property
+    def place(self) -> Place | None:
+        """Where the reader is; None where the end is followed."""
+        if self._held is not None:
+            return self._held
+        if self.at_end or not self.messages._anchor_released:
+            return None
+        top = self.messages.scroll_offset.y
+        for view in self.views():
+            region = view.virtual_region
+            if region.bottom > top:
+                return Place(view.message.id, top - region.y)
+        return None
+
+    async def restore(self, place: Place) -> None:
+        """Scrolls to where the reader was."""
+        if not await self._make(place.message_id):
+            return
+        self.messages.release_anchor()
+        self._held = place
+        self.call_after_refresh(self.hold_place)
+        self.set_timer(_HOLD_SECONDS, self._let_go)
+
+    def hold_place(self) -> None:
+        """Markdown gets its height bit by bit, which must not move what is read."""
+        if self._held is not None and (view := self.view(self._held.message_id)) is not None:
+            y = view.virtual_region.y + self._held.line
+            self.messages.scroll_to(y=y, animate=False)
+
+    def _let_go(self) -> None:
+        self._held = None
+
     def to_end(self) -> None:
+        self._held = None
         self.messages.anchor()
         self.messages.scroll_end(animate=False)
         self.show_hint()
@@ -170,14 +219,18 @@ class Conversation(Vertical):
 
     async def reveal(self, message_id: int) -> MessageView | None:
         """Scrolls to a message and gives it the focus."""
-        while self._first and all(m.id != message_id for m in self._path[self._first :]):
-            await self.show_earlier()
-        view = self.view(message_id)
+        view = await self._make(message_id)
         if view is not None:
             self.messages.release_anchor()
             view.focus(scroll_visible=False)
             self.call_after_refresh(self.messages.scroll_to_widget, view, top=True, animate=False)
         return view
+
+    async def _make(self, message_id: int) -> MessageView | None:
+        """The message's widget, which may not have been there yet."""
+        while self._first and all(m.id != message_id for m in self._path[self._first :]):
+            await self.show_earlier()
+        return self.view(message_id)
 
     async def move_focus(self, by: int) -> bool:
         """From message to message; False at the end, where the prompt comes next."""

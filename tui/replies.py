@@ -105,8 +105,8 @@ class Replies(Context):
                 self.session = self.store.new_session(
                     model=self.model_name, system_prompt=self.system_prompt, settings=self.settings
                 )
-                self.store.kept.put("draft", "")
-                self.store.kept.put("session", self.session.id)
+                self._keep("draft", "")
+                self._keep("session", self.session.id)
             leaf = self.path[-1].id if self.path else None
             self.store.append(self.session.id, "user", content, after=leaf)
         assert self.session is not None
@@ -337,7 +337,7 @@ class Replies(Context):
             self.tell("There is no message of yours yet")
             return
         if self.editing is None:
-            self.keep_draft()
+            self.keep_place()
         self.editing = message.id
         files, typed = split_attached(message.content)
         with_files = f" with {count(len(files), 'file')}" if files else ""

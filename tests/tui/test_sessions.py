@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.running import in_loop, running
+from tests.tui.running import Running, in_loop, running
 from wgllm.errors import DeviceError
 from wgllm.sessions_types import MessageState
 from wgllm.tui.banner import Banner
@@ -43,12 +43,71 @@ async def test_regenerate_and_edit_keep_branches(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_escape_leaves_editing_and_gives_the_draft_back(tmp_path: Path) -> None:
+async def test_what_was_typed_first_is_kept(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        await run.type("half a question")
+    async with running(tmp_path) as run:
+        assert run.app.prompt_bar.prompt.text == "half a question"
+
+
+@in_loop
+async def test_a_draft_outlives_editing(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         await run.talk("Hi")
+        await run.type("half a")
         await run.command("/edit")
+        assert run.app.prompt_bar.prompt.text == "Hi"
         await run.pilot.press("escape")
-        assert run.app.editing is None and run.app.prompt_bar.prompt.text == ""
+        assert run.app.editing is None and run.app.prompt_bar.prompt.text == "half a"
+        await run.command("/edit")
+        await run.send("Hello")
+        await run.until(lambda: len(run.engine.requests) == 2)
+        await run.replied()
+        assert run.app.prompt_bar.prompt.text == "half a"
+        await run.command("/edit")
+        await run.type("Hello again")
+    async with running(tmp_path, start=Start(default_model=str(tmp_path / "fake.gguf"), resume=1)) as run:
+        await run.until(lambda: run.app.editing is not None)
+        assert run.app.prompt_bar.prompt.text == "Hello again"
+        await run.pilot.press("escape")
+        assert run.app.prompt_bar.prompt.text == "half a"
+
+
+def top(run: Running) -> list[str]:
+    """The first lines of the screen, without the scroll bar."""
+    return [line[:50].rstrip() for line in run.screen_text().split("\n")[:6]]
+
+
+@in_loop
+async def test_comes_back_to_where_one_was_reading(tmp_path: Path) -> None:
+    long = "\n\n".join(f"## Part {i}\n\nwords of part {i}" for i in range(30))
+    async with running(tmp_path, long) as run:
+        await run.talk("Hi")
+        await run.talk("And?")
+        assert run.app.conversation.place is None, "the end is followed"
+        await run.pilot.press("pageup", "pageup", "pageup")
+        place = run.app.conversation.place
+        assert place is not None
+        seen = top(run)
+        first = run.app.session
+        assert first is not None
+        await run.app.open_session(None)
+        await run.talk("Another one")
+        await run.app.open_session(first.id)
+        await run.until(lambda: top(run) == seen, str(seen))
+    for width in (80, 60):
+        start = Start(default_model=str(tmp_path / "fake.gguf"), resume=first.id)
+        async with running(tmp_path, start=start, size=(width, 24)) as run:
+            await run.until(lambda: top(run) == seen, str(seen))
+            await run.until(lambda: run.app.conversation._held is None)
+            assert run.app.conversation.place == place
+            await run.pilot.press("ctrl+end")
+            await run.until(lambda: run.app.conversation.place is None)
+            run.app.conversation.messages.scroll_to(y=0, animate=False)
+            await run.until(lambda: run.app.conversation.place is not None)
+            await run.pilot.press("pagedown")
+            place = run.app.conversation.place
+            seen = top(run)
 
 
 @in_loop
