@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from wgllm.tui.model import ModelClient
 
 
+_UNHEARD_SECONDS = 1.0
+"""After how long a second Esc ends a model's process that has not heard of the first."""
+
+
 @dataclass
 class Reply:
     """A reply that is being made."""
@@ -60,6 +64,8 @@ class Replies(Context):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.reply: Reply | None = None
+        self._saving: asyncio.Task[None] | None = None
+        self._stop_asked = 0.0
 
     @property
     def streaming(self) -> int | None:
@@ -205,10 +211,7 @@ class Replies(Context):
             view.feed(reply.text)
         last = event.events[-1]
         if last.finish is None:
-            try:
-                self.store.update_reply(reply.message.id, reply.text)
-            except WgllmError as error:
-                self._tell_once(error)
+            self.store.update_reply(reply.message.id, reply.text)
             return
         stopped = last.finish is FinishReason.CANCELLED
         state = MessageState.STOPPED if stopped else MessageState.COMPLETE
@@ -219,7 +222,10 @@ class Replies(Context):
             self._warn_if_full()
 
     def on_reply_failed(self, event: Any) -> None:
-        if (reply := self._of(event.request)) is not None:
+        reply = self._of(event.request)
+        if reply is not None and reply.stopped:
+            self._end(reply, MessageState.STOPPED, FinishReason.CANCELLED.value)
+        elif reply is not None:
             self._end(reply, MessageState.ERROR, None, {"error": clean_line(str(event.error), 500)})
 
     def _end(
@@ -257,14 +263,19 @@ class Replies(Context):
             self._told = str(error)
             self.tell(f"{error}; what is shown may not be saved", error=True)
 
+    async def _save(self) -> None:
+        """On a thread, since a disk may be slow."""
+        try:
+            await asyncio.to_thread(self.store.flush_due)
+        except WgllmError as error:
+            self._tell_once(error)
+
     def tick(self) -> None:
         """Ten times a second: what waits is saved, the speed told."""
         if (reply := self.reply) is None or self.gone:
             return
-        try:
-            self.store.flush_due()
-        except WgllmError as error:
-            self._tell_once(error)
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(self._save())
         if reply.tokens:
             doing = f"{reply.rate:.1f} tok/s" if reply.rate else ""
             self.status.show(doing=doing, used=reply.prompt_tokens + reply.tokens)
@@ -274,8 +285,14 @@ class Replies(Context):
         reply = self.reply
         if reply is None:
             return False
-        reply.stopped = True
+        again, reply.stopped = reply.stopped, True
         if reply.request is not None and self.client is not None:
+            if again and time.monotonic() - self._stop_asked > _UNHEARD_SECONDS:
+                self.tell("The model does not answer: it is started anew")
+                self.reload()
+                return True
+            if not again:
+                self._stop_asked = time.monotonic()
             self.client.cancel(reply.request)
             self.status.show(doing="stopping …")
         elif self.facts is None:  # nobody will answer soon

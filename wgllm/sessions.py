@@ -1,8 +1,8 @@
 """The store of conversations: sessions whose messages are trees, saved before and while replies are generated.
 
 ``SessionStore.open()`` opens the user's own. Regenerating a reply and editing a message make a new branch beside the
-old one. A reply has its row before generation begins; ``update_reply`` may be called for every token and writes
-every PARTIAL_SECONDS, ``flush_due`` from a timer writes what came last when no more tokens come.
+old one. A reply has its row before generation begins; ``update_reply`` is called for every token and writes nothing,
+``flush_due`` from a timer writes every PARTIAL_SECONDS what came last.
 
 Threads: every method may be called from any thread; each is one transaction on the store's one connection, behind a
 lock. Processes: several may have the same file open. Errors: SessionStoreError when the file cannot be used,
@@ -272,17 +272,17 @@ class SessionStore:
         return added
 
     def update_reply(self, message_id: int, text: str) -> None:
-        """What the reply has come to, the whole of it. Writes when PARTIAL_SECONDS have passed since it last did.
+        """What the reply has come to, the whole of it. Neither writes nor waits: ``flush_due`` saves it.
 
-        Raises UsageError for a reply that this store has not begun or that was finished. After a SessionStoreError
-        one may go on: the text is kept, and written with a later one.
+        Raises UsageError for a reply that this store has not begun or that was finished.
         """
-        with self._database.lock:
-            self._replies.get(message_id).text = text
-            self.flush_due()
+        self._replies.get(message_id).text = text
 
     def flush_due(self) -> None:
-        """Writes the texts that have waited for PARTIAL_SECONDS. Call it from a timer, about every 0.1 s."""
+        """Writes the texts that have waited for PARTIAL_SECONDS. Call it from a timer, about every 0.1 s.
+
+        After a SessionStoreError one may go on: the text is kept, and written with a later one.
+        """
         self._replies.flush(PARTIAL_SECONDS)
 
     def flush(self) -> None:

@@ -94,11 +94,11 @@ async def test_comes_back_to_where_one_was_reading(tmp_path: Path) -> None:
         await run.app.open_session(None)
         await run.talk("Another one")
         await run.app.open_session(first.id)
-        await run.until(lambda: top(run) == seen, str(seen))
+        await run.until(lambda seen=seen: top(run) == seen, str(seen))
     for width in (80, 60):
         start = Start(default_model=str(tmp_path / "fake.gguf"), resume=first.id)
         async with running(tmp_path, start=start, size=(width, 24)) as run:
-            await run.until(lambda: top(run) == seen, str(seen))
+            await run.until(lambda seen=seen: top(run) == seen, str(seen))
             await run.until(lambda: run.app.conversation._held is None)
             assert run.app.conversation.place == place
             await run.pilot.press("ctrl+end")

@@ -189,6 +189,7 @@ def test_partial_text_is_written_about_once_a_second(store: SessionStore, clock:
         clock.now += 0.01
         text += f"{i} "
         store.update_reply(reply.id, text)
+        store.flush_due()
     assert 10 <= len(writes) <= 13
     assert store.message(reply.id).content == text == contents(store, made.id)[0]
     assert saved(store, reply.id) != text
@@ -216,6 +217,7 @@ def test_two_replies_at_once(store: SessionStore, clock: Clock) -> None:
     store.update_reply(one.id, "1")
     clock.now += 1
     store.update_reply(two.id, "2")
+    store.flush_due()
     assert (saved(store, one.id), saved(store, two.id)) == ("1", "2")
     store.finish_reply(one.id)
     assert store.message(one.id).content == "1"
