@@ -77,6 +77,7 @@ class CodeFence(MarkdownFence):
     def complete(self) -> None:
         """Highlights long code, unless more of it may come."""
         reply = self._markdown
+        assert isinstance(reply, ReplyMarkdown)
         if reply.streaming or not _LONGEST_AT_ONCE < len(self.code) <= _LONGEST_HIGHLIGHTED:
             return
         ansi, dark = self.app.native_ansi_color, self.app.current_theme.dark
