@@ -58,7 +58,7 @@ class Actions(Panels):
 
     async def command_model(self, argument: str) -> None:
         if argument:
-            await self.use_model(argument)
+            await self.begin_loading(argument)
         else:
             await self.choose_model()
 

@@ -55,6 +55,7 @@ class ChatApp(Actions):
         Binding("ctrl+end", "to_end", "End", show=False, priority=True),
         Binding("f5", "reload", "Reload", priority=True),
         Binding("f6", "numpy", "NumPy", priority=True),
+        Binding("f7", "model_before", "Model before", priority=True),
         Binding("ctrl+c", "interrupt", "Copy, stop, quit", show=False, priority=True),
         Binding("ctrl+q", "quit", "Quit", show=True, priority=True),
     ]
@@ -166,6 +167,8 @@ class ChatApp(Actions):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action in ("reload", "numpy"):
             return bool(self.screen_stack) and bool(self.query(Banner)) and self.query_one(Banner).shown
+        if action == "model_before":
+            return bool(self.screen_stack) and self.has_model_before
         covered = len(self.screen_stack) > 1
         return not (covered and action in ("command", "sidebar", "copy_code", "message", "to_end"))
 

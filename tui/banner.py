@@ -44,6 +44,8 @@ class Banner(Vertical):
         self.app.refresh_bindings()
 
     def hide(self) -> None:
+        if not self.shown:
+            return  # making the footer anew costs more than it seems
         self.text = ""
         self.remove_class("-shown")
         self.app.refresh_bindings()

@@ -10,7 +10,7 @@ from textual.screen import Screen
 from wgllm.errors import WgllmError
 from wgllm.sessions_types import Message
 from wgllm.tui.dialogs import Choice
-from wgllm.tui.loading import Loading
+from wgllm.tui.fetching import Fetching
 from wgllm.tui.status import WARN_AT
 from wgllm.tui.text import clean_line, count, split_attached
 
@@ -23,7 +23,7 @@ _LEAST_ROOM = 64
 """Tokens of the context that a reply should find free."""
 
 
-class Context(Loading):
+class Context(Fetching):
     """Counts, warns and asks."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

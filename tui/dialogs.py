@@ -102,6 +102,7 @@ _KEYS = """\
 | on code: c, Enter | copy it |
 | Ctrl+B | conversations: list and search |
 | Ctrl+P | all commands |
+| F5, F6, F7 when the model failed | load it again, with NumPy, the one before |
 | Ctrl+C | copy what is selected, else stop, else leave |
 
 `@path` in a message attaches a text file; `@"a path"` one with blanks. A message that begins with `//` is sent with

@@ -1,18 +1,17 @@
-"""The model behind the conversation: loading it, its progress, its death."""
+"""The model behind the conversation: loading it, its progress, its death. What is not here is ``Fetching``'s."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textual import on
 
-from wgllm.errors import WgllmError, WorkerError
-from wgllm.hub_progress import size_text
+from wgllm.errors import ModelNotFoundError, WgllmError, WorkerError
 from wgllm.tui.banner import Banner
 from wgllm.tui.base import ChatBase
-from wgllm.tui.offer import Missing, Offer, missing
 from wgllm.tui.text import clean_line, short_name
 
 if TYPE_CHECKING:
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from wgllm.worker_protocol import ModelFacts
 
 _AFTER_DEATH = (("reload", "Reload (F5)"), ("numpy", "Go on with NumPy (F6)"))
-_AFTER_ERROR = (("reload", "Try again (F5)"), ("numpy", "Use NumPy (F6)"), ("model", "Another model"))
+_OTHER = ("model", "Another model")
+_AFTER_ERROR = (("reload", "Try again (F5)"), ("numpy", "Use NumPy (F6)"), _OTHER)
 
 
 class Loading(ChatBase):
@@ -29,10 +29,13 @@ class Loading(ChatBase):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.model_name = ""
+        """What is in use or being loaded; where nothing is, what was asked for."""
         self._loading: asyncio.Task[None] | None = None
         self._load_error: WgllmError | None = None
         self.load_changes: dict[str, Any] = {}
         """Options that were changed since the start: the context, the backend."""
+        self._good: tuple[str, dict[str, Any]] | None = None
+        """What was loaded last without an error, and with which changes."""
         self._warned_full = False
 
     @property
@@ -56,97 +59,94 @@ class Loading(ChatBase):
 
     async def begin_loading(self, name: str) -> None:
         """Loads ``name``, or offers to fetch it first."""
-        self.model_name = name
-        self.status.show(model=short_name(name), where="", doing="looking for the model …")
-        found: Missing | None = None
-        try:
-            if not self.start.offline:
-                found = await asyncio.to_thread(missing, name)
-        except WgllmError as error:
-            await self._failed(error)
-            return
-        if found is None:
-            self.start_loading()
-        else:
-            self.status.show(doing="not fetched yet")
-            self.push_screen(Offer(found), self._offered)
 
-    def _offered(self, answer: str | None) -> None:
-        if answer == "other":
-            self.call_later(self.choose_model)
-        elif answer == "cancel":
-            self.call_later(self._cancel_download)
-        elif answer == "later":
-            self.call_later(self._not_fetched)
-
-    async def _not_fetched(self) -> None:
-        self._load_error = WorkerError("no model is loaded; /model chooses one")
-        self.status.show(doing="no model")
-        await self.query_one(Banner).show(
-            "No model is loaded: what you type waits here.",
-            (("fetch", f"Fetch {short_name(self.model_name)}"), ("model", "Another model")),
-        )
-
-    async def _cancel_download(self) -> None:
-        if self.client is not None:
-            await self.client.unload()
-        await self._not_fetched()
+    def stop(self) -> bool:
+        """Ends the reply that is being made."""
+        return False
 
     async def choose_model(self) -> None:
         """Asks for another model."""
 
+    @property
+    def works(self) -> bool:
+        """Whether there is a model, or will be one soon."""
+        return self.loading or self.facts is not None
+
+    def switch(self, name: str) -> None:
+        """Loads a model that is here in place of the one there is. What there is of a reply is kept."""
+        if self.works:
+            self.stop()
+        if name != self.model_name:
+            self.load_changes.pop("ctx_size", None)
+        self.model_name = name
+        self.start_loading()
+
+    @property
+    def has_model_before(self) -> bool:
+        """Whether loading failed, and another model (or the same with other options) worked before."""
+        return self._load_error is not None and self._good not in (None, (self.model_name, self.load_changes))
+
+    def action_model_before(self) -> None:
+        if self._good is not None:
+            self.model_name, self.load_changes = self._good[0], dict(self._good[1])
+            self.start_loading()
+
     def start_loading(self, **changes: Any) -> None:
         """Loads the model in the background, what is loaded is given up."""
         self.load_changes |= changes
-        options = {**self.start.options, "offline": self.start.offline, **self.load_changes}
-        if options.get("backend") == "numpy":
-            options = {k: v for k, v in options.items() if k not in ("device", "gpu_layers", "device_memory")}
-        self._start(options, again=False)
+        self._start(again=False)
 
     def reload(self, **changes: Any) -> None:
         """Loads the model in a new process."""
         self.load_changes |= changes
-        self._start(self.load_changes, again=True)
+        self._start(again=True)
 
-    def _start(self, options: dict[str, Any], *, again: bool) -> None:
+    def _options(self) -> dict[str, Any]:
+        # The model's process fetches nothing: that could be neither seen nor stopped while it computes.
+        options = {**self.start.options, "offline": True, **self.load_changes}
+        if options.get("backend") == "numpy":
+            options = {k: v for k, v in options.items() if k not in ("device", "gpu_layers", "device_memory")}
+        return options
+
+    def _start(self, *, again: bool) -> None:
         self.query_one(Banner).hide()
         self._load_error = None
-        self._loading = asyncio.create_task(self._load(options, again))
+        self._loading = asyncio.create_task(self._load(again))
 
-    async def _load(self, options: dict[str, Any], again: bool) -> None:
+    async def _load(self, again: bool) -> None:
         this = asyncio.current_task()
         name = self.model_name
         self.status.show(model=short_name(name), where="", doing="loading …", used=0, size=0)
         try:
             client = await self.connect()
+            if self._loading is not this or self.gone:
+                return
             if again and client.name == name:
-                facts = await client.restart(**options)
+                facts = await client.restart(**self.load_changes)
             else:
-                facts = await client.load(name, options)
+                facts = await client.load(name, self._options())
         except WgllmError as error:
             if self._loading is this and not self.gone:
-                await self._failed(error)
+                fetch = isinstance(error, ModelNotFoundError) and not self.start.offline
+                await self._failed(error, (("fetch", "Fetch it"), _OTHER) if fetch else _AFTER_ERROR)
             return
         if self._loading is not this or self.gone:
             return
-        self._close_offer()
+        self._good = name, dict(self.load_changes)
         self._warned_full = False
         self.status.show(model=short_name(name), where=facts.where, doing="", size=facts.ctx_size)
         if self.session is not None and self.session.model != name:
             self.session = self.store.update_session(self.session.id, model=name)
         self.measure()
 
-    async def _failed(self, error: WgllmError) -> None:
+    async def _failed(self, error: WgllmError, choices: Sequence[tuple[str, str]] = (_OTHER,)) -> None:
         self._load_error = error
-        self._close_offer()
         self.status.show(doing="no model")
+        if self.has_model_before and self._good is not None:
+            choices = (("before", f"Back to {short_name(self._good[0])} (F7)"), *choices)
         await self.query_one(Banner).show(
-            f"{short_name(self.model_name)} could not be loaded: {clean_line(str(error), 400)}", _AFTER_ERROR
+            f"{short_name(self.model_name)} could not be loaded: {clean_line(str(error), 400)}", choices
         )
-
-    def _close_offer(self) -> None:
-        if isinstance(self.screen, Offer):
-            self.screen.dismiss("done")
 
     async def model_ready(self) -> ModelClient:
         """Waits for the model. Raises the error that loading it ended with."""
@@ -171,13 +171,7 @@ class Loading(ChatBase):
         if self.gone:
             return
         share = event.done / event.total if event.total else 0.0
-        if event.stage == "download":
-            self.status.show(doing=f"downloading {share:.0%} of {size_text(event.total)}")
-            if isinstance(self.screen, Offer) and self.screen.fetching:
-                self.screen.show_progress(event.done, event.total)
-        else:
-            self._close_offer()
-            self.status.show(doing=f"loading {share:.0%}")
+        self.status.show(doing=f"loading {share:.0%}")
 
     def on_model_notice(self, event: Any) -> None:
         self.tell(event.text)
@@ -200,11 +194,11 @@ class Loading(ChatBase):
         self.prompt_bar.prompt.focus()
         if event.what == "model":
             await self.choose_model()
-        elif event.what == "fetch":
-            await self.begin_loading(self.model_name)
+        elif event.what == "before":
+            self.action_model_before()
         elif event.what == "numpy":
             self.action_numpy()
-        else:
+        elif event.what == "reload":
             self.action_reload()
 
     def action_reload(self) -> None:

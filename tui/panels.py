@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgllm.engine import Event, FinishReason, Request
@@ -51,15 +52,17 @@ class Panels(Replies):
         self.run_worker(self._choose_model())
 
     async def _choose_model(self) -> None:
-        chosen = await self.ask_screen(ModelPicker(current=self.model_name))
+        in_use = self.facts.path if self.facts is not None else None
+        picker = ModelPicker(
+            self.models,
+            self.downloads,
+            current=self.model_name if self.works else None,
+            in_use=None if in_use is None else Path(in_use),
+            offline=self.start.offline,
+        )
+        chosen = await self.ask_screen(picker)
         if chosen is not None:
-            await self.use_model(chosen.name)
-
-    async def use_model(self, name: str) -> None:
-        """Loads another model, offering to fetch it."""
-        self.stop()
-        self.load_changes.pop("ctx_size", None)
-        await self.begin_loading(name)
+            await self.begin_loading(chosen.name)
 
     async def show_settings(self) -> None:
         client = await self.model_ready()

@@ -1,9 +1,8 @@
-"""The model picker: installed models and the catalogue's in one list, fetching and deleting."""
+"""The model picker: installed models and the catalogue's in one list, names that are typed, deleting."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +15,23 @@ from textual.containers import Horizontal, Vertical
 from textual.events import Resize
 from textual.reactive import reactive
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, ProgressBar, Static
+from textual.widgets import Button, Input, Static
 from textual.widgets.option_list import Option
 
 from wgllm.catalog import Entry
 from wgllm.errors import WgllmError
+from wgllm.hub import HubName
 from wgllm.hub_progress import size_text
-from wgllm.tui.download import Download, DownloadCame, DownloadEnded, DownloadSaid, Pace
+from wgllm.tui.download import Downloads
 from wgllm.tui.lists import ClickButton, FilterInput, Models
-from wgllm.tui.picker_models import HubStore, ModelRow, ModelStore, is_source, model_rows
+from wgllm.tui.missing import missing_target
+from wgllm.tui.offer import Offer
+from wgllm.tui.picker_models import HubStore, ModelRow, ModelStore, is_source, model_rows, paths_like
 from wgllm.tui.text import clean_line
 
 T = TypeVar("T")
-_TYPED = "typed"
+_TYPED, _PATH = "typed", "path "
+_OFFLINE = "--offline lets nothing be fetched: leave it out, or type the path of a GGUF file."
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class Choice:
 class ModelPicker(ModalScreen["Choice | None"]):
     """Dismisses with the model that was chosen, fetched if need be; None when none was.
 
-    With nothing installed it begins with an offer to fetch the catalogue's default. ``memory`` is what a model may take
-    in bytes; models whose files are larger are marked. ``current`` is the name of the model in use.
+    With nothing installed the catalogue's default is highlighted. ``memory`` is what a model may take
+    in bytes; models whose files are larger are marked. ``current`` is the name of the model in use, ``in_use`` its
+    file, which is not deleted. ``offline``: nothing is fetched.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -55,6 +59,7 @@ class ModelPicker(ModalScreen["Choice | None"]):
         Binding("pagedown", "move('page_down')", show=False),
         Binding("y", "confirm", show=False),
         Binding("n", "back", show=False),
+        Binding("tab", "complete", show=False, priority=True),
     ]
     DEFAULT_CSS = """
     ModelPicker { align: center middle; }
@@ -72,10 +77,7 @@ class ModelPicker(ModalScreen["Choice | None"]):
         background: $block-cursor-background; color: $block-cursor-foreground;
     }
     ModelPicker #list { height: 1fr; }
-    ModelPicker #ask, ModelPicker #fetch { height: auto; }
-    ModelPicker #bar, ModelPicker #bar Bar { width: 100%; }
-    ModelPicker #fetch-line { margin-bottom: 1; }
-    ModelPicker #fetch-news { color: $text-muted; }
+    ModelPicker #ask { height: auto; }
     ModelPicker #detail { height: auto; max-height: 3; color: $text-muted; margin-top: 1; }
     ModelPicker #note { height: auto; max-height: 4; color: $text-muted; }
     ModelPicker #note.problem { color: $text-error; }
@@ -84,21 +86,27 @@ class ModelPicker(ModalScreen["Choice | None"]):
     """
 
     mode: reactive[str] = reactive("list", init=False)
-    """``list``, ``ask`` (to fetch or to delete) or ``fetch``."""
+    """``list`` or ``ask`` (whether to delete)."""
 
     def __init__(
-        self, store: ModelStore | None = None, *, memory: int | None = None, current: str | None = None
+        self,
+        store: ModelStore | None = None,
+        downloads: Downloads | None = None,
+        *,
+        memory: int | None = None,
+        current: str | None = None,
+        in_use: Path | None = None,
+        offline: bool = False,
     ) -> None:
         super().__init__()
-        self._store = HubStore() if store is None else store
-        self._memory = memory
-        self._current = current
+        self._store: ModelStore = HubStore() if store is None else store
+        self._downloads = downloads or Downloads(self._store.fetch)
+        self._memory, self._current, self._in_use = memory, current, in_use
+        self._offline = offline
         self._rows: list[ModelRow] = []
         self._shown: list[ModelRow] = []
+        self._paths: list[str] = []
         self._asked: Callable[[], None] | None = None
-        self._download: Download | None = None
-        self._pace = Pace()
-        self._news: deque[str] = deque(maxlen=5)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="picker") as picker:
@@ -110,15 +118,8 @@ class ModelPicker(ModalScreen["Choice | None"]):
             with Vertical(id="ask"):
                 yield Static("", id="question", markup=False)
                 with Horizontal(classes="buttons"):
-                    yield Button("Yes", id="yes", variant="primary", compact=True)
+                    yield Button("Yes", id="yes", variant="error", compact=True)
                     yield Button("No", id="no", compact=True)
-            with Vertical(id="fetch"):
-                yield Static("", id="fetch-title", markup=False)
-                yield ProgressBar(id="bar", show_eta=False, show_percentage=False)
-                yield Static("", id="fetch-line", markup=False)
-                yield Static("", id="fetch-news", markup=False)
-                with Horizontal(classes="buttons"):
-                    yield Button("Stop", id="stop", compact=True)
             yield Static("", id="note", markup=False)
             with Horizontal(classes="buttons", id="list-buttons"):
                 yield ClickButton("Choose", id="choose", variant="primary", compact=True)
@@ -130,10 +131,6 @@ class ModelPicker(ModalScreen["Choice | None"]):
         self.watch_mode()
         self._in_background(self._refresh(first=True))
 
-    def on_unmount(self) -> None:
-        if self._download is not None:
-            self._download.stop()
-
     def on_resize(self, event: Resize) -> None:
         self.call_after_refresh(self._show_rows)
 
@@ -144,13 +141,20 @@ class ModelPicker(ModalScreen["Choice | None"]):
         if installed is None:
             installed = []
         catalog = self._store.catalog()
-        self._rows = model_rows(catalog, installed, self._memory)
+        fetching = {download.name for download in self._downloads.all_running()}
+        self._rows = model_rows(catalog, installed, self._memory, fetching)
         self._show_rows()
         if first:
             names = [row.name for row in self._shown]
-            self._models.highlighted = names.index(self._current) if self._current in names else 0
+            if not installed and catalog.default.name in names:
+                self._models.highlighted = names.index(catalog.default.name)
+            elif names:
+                self._models.highlighted = names.index(self._current) if self._current in names else 0
             if not installed and not self.query_one("#note").has_class("problem"):
-                self._offer(next(r for r in self._rows if r.entry is catalog.default), welcome=True)
+                if self._offline:
+                    self._note(f"No model is here, and {_OFFLINE}", problem=True)
+                else:
+                    self._note("No model is here yet. The one that is marked is small and answers at once.")
 
     @property
     def _models(self) -> Models:
@@ -162,9 +166,10 @@ class ModelPicker(ModalScreen["Choice | None"]):
 
     @property
     def _highlighted(self) -> ModelRow | None:
-        """None: what was typed, or nothing."""
+        """None: what was typed, a path, or nothing."""
         option = self._models.highlighted_option
-        return None if option is None or option.id == _TYPED else self._shown[int(option.id or 0)]
+        found = option is not None and (option.id or "").isdecimal()
+        return self._shown[int(option.id or 0)] if option is not None and found else None
 
     def _show_rows(self) -> None:
         """The rows that have what was typed, in the list's present width."""
@@ -178,7 +183,11 @@ class ModelPicker(ModalScreen["Choice | None"]):
         options = [Option(row.line(width), id=str(i)) for i, row in enumerate(self._shown)]
         if typed and is_source(typed):
             verb = "Use" if typed.startswith("hf:") else "Open"
-            options.insert(0, Option(clean_line(f"{verb} {typed}"), id=_TYPED))
+            options = [
+                Option(clean_line(f"{verb} {typed}"), id=_TYPED),
+                *(Option(f"  {path}", id=_PATH + path) for path in self._paths if path != typed),
+                *options,
+            ]
         models.set_options(options)
         if options:
             at = self._shown.index(before) if before in self._shown else 0
@@ -191,7 +200,7 @@ class ModelPicker(ModalScreen["Choice | None"]):
         if row is not None:
             text = row.detail()
         elif self._models.option_count:
-            text = "A GGUF file or a folder, or a repository on Hugging Face."
+            text = "A GGUF file or a folder, or a repository on Hugging Face. Tab completes a path."
         else:
             text = (
                 "Nothing has these words. hf:org/repo names any repository on Hugging Face."
@@ -204,7 +213,33 @@ class ModelPicker(ModalScreen["Choice | None"]):
     @on(Input.Changed)
     def _filter(self) -> None:
         self._note("")
+        typed = self._typed
+        if not is_source(typed) or typed.startswith("hf:"):
+            self._paths = []
+        else:
+            self.run_worker(self._find_paths(typed), group="paths", exclusive=True)
         self._show_rows()
+
+    async def _find_paths(self, typed: str) -> None:
+        found = await asyncio.to_thread(paths_like, typed)
+        if typed == self._typed:
+            self._paths = found
+            self._show_rows()
+
+    def action_complete(self) -> None:
+        """Goes on with the path that is highlighted, else the first one."""
+        if self.mode != "list":
+            self.focus_next()
+            return
+        option = self._models.highlighted_option
+        chosen = (option.id or "") if option is not None else ""
+        if chosen.startswith(_PATH) or self._paths:
+            self._take_path(chosen.removeprefix(_PATH) if chosen.startswith(_PATH) else self._paths[0])
+
+    def _take_path(self, path: str) -> None:
+        field = self.query_one("#filter", Input)
+        field.value = path
+        field.cursor_position = len(path)
 
     def action_move(self, action: str) -> None:
         if self.mode == "list":
@@ -218,60 +253,65 @@ class ModelPicker(ModalScreen["Choice | None"]):
     def _choose(self) -> None:
         option, row = self._models.highlighted_option, self._highlighted
         self._note("")
-        if option is None:
-            return
-        if row is None:
-            self._in_background(self._take_typed(self._typed))
-        elif not row.runs:
-            family = row.entry.architecture if row.entry else ""
-            self._note(f"This version can't run {row.name}: its family, {family}, is to come.", problem=True)
-        elif row.path is not None:
+        if option is not None and (option.id or "").startswith(_PATH):
+            path = (option.id or "").removeprefix(_PATH)
+            if path.endswith("/"):
+                self._take_path(path)
+            else:
+                self._in_background(self._take_typed(path))
+        elif row is None:
+            if self._typed and self._rows:
+                self._in_background(self._take_typed(self._typed))
+        elif row.path is not None and row.runs:
             self.dismiss(Choice(row.name, row.path))
-        else:
-            self._offer(row)
+        elif row.entry is not None:
+            self._offer(row.entry)
 
     async def _take_typed(self, typed: str) -> None:
         meant = await self._ask_store(lambda: self._store.identify(typed))
-        if isinstance(meant, Entry):
-            row = next(row for row in self._rows if row.entry is meant)
-            if row.path is not None:
-                self.dismiss(Choice(row.name, row.path))
-            else:
-                self._offer(row)
-        elif isinstance(meant, Path):
+        if isinstance(meant, Path):
             self.dismiss(Choice(typed, meant))
         elif meant is not None:
-            self._fetch(typed, typed)
+            here = await self._ask_store(lambda: self._store.is_here(meant))
+            files = await self._ask_store(lambda: self._store.files_of(typed)) if here else None
+            if files:
+                self.dismiss(Choice(typed, files[-1]))
+            else:
+                self._offer(meant)
 
-    def _offer(self, row: ModelRow, *, welcome: bool = False) -> None:
-        entry = row.entry
-        assert entry is not None
-        lines = ["There is no model here yet. This one is small and answers at once:", ""] if welcome else []
-        about = " · ".join(part for part in (row.parameters, row.quant) if part)
-        lines += [
-            f"{entry.title} ({entry.name})",
-            f"  {about}",
-            f"  size: {'?' if row.size is None else row.size_shown}",
-            f"  licence: {entry.licence_text}",
-            f"  place: {self._store.folder(entry)}",
-        ]
-        if row.fits is False:
-            lines += ["", f"Its file is larger than the memory there is ({size_text(self._memory or 0)})."]
-        no = "Other models" if welcome else "Back"
-        self._ask("\n".join(lines), "Fetch", no, lambda: self._fetch(entry.name, entry.title))
+    def _offer(self, target: Entry | HubName) -> None:
+        if isinstance(target, Entry) and not target.runs:
+            family = target.architecture
+            self._note(
+                f"This version can't run {target.name}: its family, {family}, is to come.", problem=True
+            )
+            return
+        what = missing_target(target, self._store)
+        if self._offline:
+            self._note(f"{what.name} is not here, and {_OFFLINE}", problem=True)
+            return
+        hint = ""
+        if self._memory is not None and what.size is not None and what.size >= self._memory:
+            hint = f"Its file is larger than the memory there is ({size_text(self._memory)})."
+        offer = Offer(what, self._store, self._downloads, others=False, hint=hint)
+        self.app.push_screen(offer, lambda answer: self._offered(offer, answer))
 
-    def _ask(
-        self, question: str, yes: str, no: str, then: Callable[[], None], *, careful: bool = False
-    ) -> None:
+    def _offered(self, offer: Offer, answer: str | None) -> None:
+        if answer == "here" and offer.download is not None and offer.download.path is not None:
+            self.dismiss(Choice(offer.what.name, offer.download.path))
+        elif answer == "behind":
+            self.dismiss(None)
+        elif answer == "stopped":
+            self._note("Stopped. What has come is kept; choosing it again goes on from there.")
+
+    def _ask(self, question: str, yes: str, no: str, then: Callable[[], None]) -> None:
         self._asked = then
         self.query_one("#question", Static).update("\n".join(map(_indented, question.split("\n"))))
         self.query_one("#yes", Button).label = yes
-        self.query_one("#yes", Button).variant = "error" if careful else "primary"
         self.query_one("#no", Button).label = no
         self.mode = "ask"
-        keys = f"y {yes.lower()}" if careful else f"⏎ {yes.lower()}"
-        self.query_one("#picker").border_subtitle = f"{keys} · Esc {no.lower()}"
-        self.query_one("#no" if careful else "#yes").focus()
+        self.query_one("#picker").border_subtitle = f"y {yes.lower()} · Esc {no.lower()}"
+        self.query_one("#no").focus()
 
     @on(Button.Pressed, "#yes")
     def action_confirm(self) -> None:
@@ -281,21 +321,15 @@ class ModelPicker(ModalScreen["Choice | None"]):
             then()
 
     @on(Button.Pressed, "#no")
-    @on(Button.Pressed, "#stop")
     @on(Button.Pressed, "#close")
     def action_back(self) -> None:
         if self.mode == "list":
             self.dismiss(None)
-        elif self.mode == "fetch" and self._download is not None:
-            self._download.stop()
-            self._download = None
-            self._note("Stopped. What has come is kept; choosing it again goes on from there.")
-            self.mode = "list"
         else:
             self.mode = "list"
 
     def watch_mode(self) -> None:
-        for name in ("list", "ask", "fetch"):
+        for name in ("list", "ask"):
             self.query_one(f"#{name}").display = self.mode == name
         self.query_one("#list-buttons").display = self.mode == "list"
         picker = self.query_one("#picker")
@@ -304,44 +338,6 @@ class ModelPicker(ModalScreen["Choice | None"]):
             picker.border_subtitle = "⏎ choose · Del delete · Esc close"
             self.query_one("#filter").focus()
             self.call_after_refresh(self._show_rows)
-        elif self.mode == "fetch":
-            picker.border_subtitle = "Esc stop"
-            self.query_one("#stop").focus()
-            self._note("")
-
-    # Fetching
-
-    def _fetch(self, name: str, title: str) -> None:
-        self.query_one("#fetch-title", Static).update(f"Fetching {clean_line(title)}")
-        self.query_one("#fetch-line", Static).update("…")
-        self.query_one("#fetch-news", Static).update("")
-        self.query_one(ProgressBar).update(total=None)
-        self._pace = Pace()
-        self._news.clear()
-        store = self._store
-        self._download = Download(name, lambda progress: store.fetch(name, progress), self.post_message)
-        self.mode = "fetch"
-        self._download.begin()
-
-    def on_download_came(self, message: DownloadCame) -> None:
-        if message.download is self._download:
-            self.query_one(ProgressBar).update(total=message.total, progress=message.done)
-            self.query_one("#fetch-line", Static).update(self._pace.line(message.done, message.total))
-
-    def on_download_said(self, message: DownloadSaid) -> None:
-        if message.download is self._download:
-            self._news.append(_indented(message.text))
-            self.query_one("#fetch-news", Static).update("\n".join(self._news))
-
-    def on_download_ended(self, message: DownloadEnded) -> None:
-        if message.download is not self._download:
-            return
-        self._download = None
-        if message.path is not None:
-            self.dismiss(Choice(message.download.name, message.path))
-            return
-        self.mode = "list"
-        self._note(message.problem, problem=True)
 
     # Deleting
 
@@ -353,7 +349,7 @@ class ModelPicker(ModalScreen["Choice | None"]):
             self._in_background(self._ask_to_delete(row))
 
     async def _ask_to_delete(self, row: ModelRow) -> None:
-        if row.name == self._current:
+        if row.name == self._current or (self._in_use is not None and row.path == self._in_use):
             self._note(f"{row.name} is in use.", problem=True)
             return
         files = await self._ask_store(lambda: self._store.files_of(row.name))
@@ -362,7 +358,7 @@ class ModelPicker(ModalScreen["Choice | None"]):
         place = files[-1].parent
         shared = " Other programs may use it there too." if "snapshots" in place.parts else ""
         question = f"Delete {row.name} ({row.size_shown})?\n  {place}\n\n{shared.strip()}".rstrip()
-        self._ask(question, "Delete", "Keep", lambda: self._in_background(self._remove(row)), careful=True)
+        self._ask(question, "Delete", "Keep", lambda: self._in_background(self._remove(row)))
 
     async def _remove(self, row: ModelRow) -> None:
         freed = await self._ask_store(lambda: self._store.remove(row.name))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.cells import set_cell_size
 from textual.content import Content
 
 from wgllm import hub
-from wgllm.catalog import Catalog, Entry, WheelEntry, load_catalog
+from wgllm.catalog import Catalog, Entry, HubEntry, WheelEntry, load_catalog
 from wgllm.hub import HubName, Installed
 from wgllm.hub_progress import Progress, size_text
-from wgllm.tui.text import clean_line
+from wgllm.tui.text import clean, clean_line
+
+if TYPE_CHECKING:
+    from wgllm.hub_hf import Described
 
 _PARAMETERS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:x\d+)?[MB])(?![A-Za-z0-9])", re.IGNORECASE)
 _WIDE, _MEDIUM = 70, 56
 """Widths from which a line has all columns, and all but the licence."""
+_MOST_PATHS = 50
 
 
 class ModelStore(Protocol):
@@ -30,8 +36,13 @@ class ModelStore(Protocol):
 
     def identify(self, name: str) -> Entry | HubName | Path: ...
 
-    def folder(self, entry: Entry) -> Path:
+    def is_here(self, target: Entry | HubName) -> bool: ...
+
+    def folder(self, target: Entry | HubName) -> Path:
         """Where its file will lie."""
+
+    def look_up(self, target: Entry | HubName) -> Described | None:
+        """What its source tells of it; None where there is nothing to ask."""
 
     def fetch(self, name: str, progress: Progress) -> Path: ...
 
@@ -52,12 +63,26 @@ class HubStore:
     def identify(self, name: str) -> Entry | HubName | Path:
         return hub.identify(name)
 
-    def folder(self, entry: Entry) -> Path:
-        if isinstance(entry, WheelEntry):
-            return hub.place(entry).parent
+    def is_here(self, target: Entry | HubName) -> bool:
+        if isinstance(target, Entry):
+            return hub.find_installed(target) is not None
+        from wgllm.hub_hf import find_cached
+
+        return bool(find_cached(target.repo, target.quant))
+
+    def folder(self, target: Entry | HubName) -> Path:
+        if isinstance(target, WheelEntry):
+            return hub.place(target).parent
         from wgllm.hub_hf_cache import hub_folder
 
         return hub_folder()
+
+    def look_up(self, target: Entry | HubName) -> Described | None:
+        if not isinstance(target, (HubEntry, HubName)):
+            return None
+        from wgllm.hub_hf import describe
+
+        return describe(target.repo, target.quant, getattr(target, "file", None))
 
     def fetch(self, name: str, progress: Progress) -> Path:
         return hub.resolve(name, progress=progress)
@@ -86,6 +111,7 @@ class ModelRow:
     entry: Entry | None
     fits: bool | None
     """Whether its file is smaller than the memory there is; None where either is unknown."""
+    fetching: bool = False
 
     @property
     def runs(self) -> bool:
@@ -95,6 +121,8 @@ class ModelRow:
     def state(self) -> str:
         if not self.runs:
             return "can't run yet"
+        if self.fetching:
+            return "being fetched"
         if self.fits is False:
             return "here, too large" if self.path else "too large"
         return "here" if self.path else ""
@@ -143,7 +171,9 @@ class ModelRow:
         return f"{first}\n{place}" if first else place
 
 
-def model_rows(catalog: Catalog, installed: list[Installed], memory: int | None) -> list[ModelRow]:
+def model_rows(
+    catalog: Catalog, installed: list[Installed], memory: int | None, fetching: Collection[str] = ()
+) -> list[ModelRow]:
     """Installed models first, then what can be fetched, then what cannot run yet."""
     here = {model.name: model for model in installed}
     rows = []
@@ -153,7 +183,7 @@ def model_rows(catalog: Catalog, installed: list[Installed], memory: int | None)
         rows.append(
             ModelRow(
                 entry.name, entry.title, _parameters(entry.title), entry.quant, size, entry.licence,
-                found.path if found else None, entry, _fits(size, memory),
+                found.path if found else None, entry, _fits(size, memory), entry.name in fetching,
             )
         )  # fmt: skip
     for other in here.values():
@@ -170,6 +200,30 @@ def model_rows(catalog: Catalog, installed: list[Installed], memory: int | None)
 def is_source(text: str) -> bool:
     """Whether what was typed is meant as a path or a repository."""
     return text.startswith(("hf:", "~")) or "/" in text or "\\" in text or text.lower().endswith(".gguf")
+
+
+def paths_like(typed: str) -> list[str]:
+    """The folders and GGUF files that a path may go on as; a folder ends with a slash. Reads one folder."""
+    folder, name = os.path.split(typed)
+    folders, files = [], []
+    try:
+        with os.scandir(Path(folder or ".").expanduser()) as entries:
+            for entry in entries:
+                hidden = entry.name.startswith(".") and not name.startswith(".")
+                if (
+                    hidden
+                    or not entry.name.lower().startswith(name.lower())
+                    or clean(entry.name) != entry.name
+                ):
+                    continue
+                full = os.path.join(folder, entry.name)  # noqa: PTH118 -- as it was typed
+                if entry.is_dir():
+                    folders.append(f"{full}/")
+                elif entry.name.lower().endswith(".gguf"):
+                    files.append(full)
+    except (OSError, ValueError, RuntimeError):
+        return []
+    return [*sorted(files, key=str.lower), *sorted(folders, key=str.lower)][:_MOST_PATHS]
 
 
 def _parameters(text: str) -> str:

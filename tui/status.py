@@ -25,6 +25,12 @@ class Figures:
     """``loading 40 %``, ``34.2 tok/s`` …"""
     used: int = 0
     size: int = 0
+    fetching: str = ""
+    """What is downloaded behind, and how far it is."""
+
+    @property
+    def middle(self) -> str:
+        return " · ".join(filter(None, (self.doing, self.fetching)))
 
     @property
     def share(self) -> float:
@@ -56,10 +62,10 @@ def line(figures: Figures, width: int) -> tuple[str, str, str]:
         (model[: max(0, width // 4)], figures.short_context),
     )
     for left, right in forms:
-        texts = [t for t in (left, figures.doing, right) if t]
+        texts = [t for t in (left, figures.middle, right) if t]
         if sum(map(cell_len, texts)) + 3 * (len(texts) - 1) <= width:
-            return left, figures.doing, right
-    return "", figures.doing[:width], figures.short_context
+            return left, figures.middle, right
+    return "", figures.middle[:width], figures.short_context
 
 
 class StatusLine(Widget):

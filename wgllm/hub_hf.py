@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from wgllm import hub_hf_cache as cache
 from wgllm.errors import DownloadError, ModelNotFoundError, printable
+from wgllm.hub_hf_quiet import quiet, small_pieces
 from wgllm.hub_progress import Progress, SilentProgress, size_text
 
 if TYPE_CHECKING:
@@ -46,6 +46,18 @@ class _Remote:
     name: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a download from Hugging Face would bring."""
+
+    files: tuple[str, ...]
+    size: int
+    """Bytes of all files."""
+    missing: int
+    """How many of them are still to come."""
+    licence: str
 
 
 def find_cached(repo: str, quant: str | None, file: str | None = None) -> tuple[Path, ...]:
@@ -117,14 +129,14 @@ def fetch_from_hub(
         raise ModelNotFoundError(f"{shown} {problem}; {why}")
     for path in damaged:
         progress.message(f"{printable(path.name)} is damaged: its SHA-256 differs; fetching it again")
-    with _quiet(), _explained(repo):
+    with quiet(), _explained(repo):
         info = HfApi().model_info(repo, files_metadata=True)
     chosen = _remote_files(info, repo, quant, file)
-    _announce(repo, chosen, getattr(info.card_data, "license", None), progress)
+    _announce(repo, chosen, _licence(info, repo), progress)
     total = sum(remote.size for remote in chosen)
     missing = sum(cache.missing_bytes(repo, remote.sha256, remote.size) for remote in chosen)
     paths: list[Path] = []
-    with _quiet(), cache.cache_errors():
+    with quiet(), cache.cache_errors():
         progress.start(repo, total, total - missing)
         try:
             before = 0
@@ -134,6 +146,31 @@ def fetch_from_hub(
         finally:
             progress.finish()
     return paths[0]
+
+
+def describe(repo: str, quant: str | None, file: str | None = None) -> Described:
+    """Asks Hugging Face what ``fetch_from_hub`` would fetch, without fetching it.
+
+    Raises ``ModelNotFoundError``, with the candidates where a name means several models, and ``DownloadError``.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise ModelNotFoundError(f"{repo} is not in the Hugging Face cache; HF_HUB_OFFLINE is set")
+    with quiet(), _explained(repo):
+        info = HfApi().model_info(repo, files_metadata=True)
+    chosen = _remote_files(info, repo, quant, file)
+    return Described(
+        tuple(remote.name for remote in chosen),
+        sum(remote.size for remote in chosen),
+        sum(cache.missing_bytes(repo, remote.sha256, remote.size) for remote in chosen),
+        _licence(info, repo),
+    )
+
+
+def _licence(info: ModelInfo, repo: str) -> str:
+    licence = getattr(info.card_data, "license", None)
+    return printable(licence) if isinstance(licence, str) else f"see https://huggingface.co/{repo}"
 
 
 def _remote_files(info: ModelInfo, repo: str, quant: str | None, file: str | None) -> list[_Remote]:
@@ -197,13 +234,12 @@ def _choose(models: list[list[str]], repo: str, quant: str | None) -> list[str]:
     raise ModelNotFoundError(f"{repo} has no {printable(quant or '')}; it has {shown}")
 
 
-def _announce(repo: str, files: list[_Remote], licence: object, progress: Progress) -> None:
+def _announce(repo: str, files: list[_Remote], licence: str, progress: Progress) -> None:
     size = sum(file.size for file in files)
     missing = sum(cache.missing_bytes(repo, file.sha256, file.size) for file in files)
     names = printable(", ".join(file.name for file in files))
-    shown = printable(licence) if isinstance(licence, str) else f"see https://huggingface.co/{repo}"
     progress.message(f"Fetching {repo}: {names}, {size_text(size)}")
-    progress.message(f"  licence: {shown}")
+    progress.message(f"  licence: {licence}")
     progress.message(f"  place: {cache.hub_folder()}")
     if missing < size:
         progress.message(f"  already here: {size_text(size - missing)}")
@@ -265,7 +301,7 @@ def _download(repo: str, commit: str, file: _Remote, partial: Path, report: Call
         if here == file.size:
             return
         try:
-            with _explained(repo), _small_pieces():
+            with _explained(repo), small_pieces():
                 url = hf_hub_url(repo, file.name, revision=commit)
                 http_get(
                     url, cast(BinaryIO, _Counting(target, report)), resume_size=here, headers=headers,
@@ -279,36 +315,6 @@ def _download(repo: str, commit: str, file: _Remote, partial: Path, report: Call
                 problem = f"{n_bytes:,} bytes came instead of {file.size:,}; try again"
                 raise DownloadError(f"{repo}: {printable(file.name)}: {problem}") from error
             raise
-
-
-@contextlib.contextmanager
-def _small_pieces() -> Iterator[None]:
-    """huggingface_hub hands over 10 MB at once: on a slow line nothing would move for many seconds."""
-    constants: Any = importlib.import_module("huggingface_hub.constants")
-    usual = constants.DOWNLOAD_CHUNK_SIZE
-    constants.DOWNLOAD_CHUNK_SIZE = min(usual, 1 << 18)
-    try:
-        yield
-    finally:
-        constants.DOWNLOAD_CHUNK_SIZE = usual
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without huggingface_hub's warnings and its bar: what a download tells goes through ``Progress``."""
-    utils = importlib.import_module("huggingface_hub.utils")
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    hidden = not utils.are_progress_bars_disabled()
-    if hidden:
-        utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if hidden:
-            utils.enable_progress_bars()
 
 
 @contextlib.contextmanager

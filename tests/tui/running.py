@@ -118,11 +118,12 @@ async def running(
     ctx_size: int = 8192,
     error: Exception | None = None,
     prepare: Callable[[ThreadWorker], None] = lambda worker: None,
+    worker_class: type[ThreadWorker] = ThreadWorker,
 ) -> AsyncIterator[Running]:
     """The application over a store in ``folder`` and an engine that gives these replies."""
 
     def make(listener: Any) -> ThreadWorker:
-        worker = ThreadWorker(
+        worker = worker_class(
             listener, lambda: FakeEngine(replies, delay=delay, ctx_size=ctx_size, error=error)
         )
         prepare(worker)

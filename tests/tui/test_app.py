@@ -1,4 +1,4 @@
-"""The whole: sizes, themes, keys, panels, the offer to fetch, and the command that starts it."""
+"""The whole: sizes, themes, keys, panels, and the command that starts it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from tests.tui.running import in_loop, running
 from wgllm import cli
 from wgllm.fake import FakeEngine
 from wgllm.sessions import SessionStore
-from wgllm.tui import loading, offer
 from wgllm.tui.app import ChatApp
 from wgllm.tui.banner import Banner
 from wgllm.tui.base import Start
 from wgllm.tui.dialogs import Choice, Help
 from wgllm.tui.inspector import TokenInspector
-from wgllm.tui.offer import Missing, Offer
 from wgllm.tui.picker import ModelPicker
 from wgllm.tui.settings import SettingsPanel
 from wgllm.tui.status import Figures, line
@@ -105,42 +103,6 @@ async def test_panels_open(tmp_path: Path) -> None:
         await run.send("/inspect")
         await run.until(lambda: isinstance(run.app.screen, TokenInspector))
         await run.pilot.press("escape")
-
-
-@in_loop
-async def test_a_model_that_is_not_here_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = (("Model", "Tiny"), ("Download", "98.4 MB"), ("Licence", "Apache-2.0"), ("Kept in", "/models"))
-    monkeypatch.setattr(loading, "missing", lambda name: Missing("tiny", facts))
-    async with running(tmp_path, prepare=lambda worker: worker.hold.clear()) as run:
-        await run.until(lambda: isinstance(run.app.screen, Offer))
-        for text in ("tiny is not here yet", "98.4 MB", "Apache-2.0", "/models"):
-            await run.until(lambda text=text: text in run.screen_text(), text)
-        await run.pilot.press("escape")
-        await run.until(lambda: run.app.query_one(Banner).shown)
-        assert run.app.client is None, "nothing was fetched"
-        await run.app.begin_loading("tiny")
-        await run.until(lambda: isinstance(run.app.screen, Offer))
-        await run.pilot.press("enter")
-        await run.until(lambda: run.app.client)
-        from wgllm.worker import Loading
-
-        run.worker.listener(Loading("download", "tiny", 25_000_000, 100_000_000))
-        await run.until(lambda: "25 MB of 100 MB" in run.screen_text())
-        assert "downloading 25%" in run.app.status.figures.doing
-        run.worker.hold.set()
-        await run.ready()
-        assert len(run.app.screen_stack) == 1
-
-
-def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WGLLM_CACHE_DIR", str(tmp_path))
-    found = offer.missing("smollm2")
-    assert found is not None
-    facts = dict(found.facts)
-    assert (
-        facts["Licence"] == "Apache-2.0" and "MB" in facts["Download"] and str(tmp_path) in facts["Kept in"]
-    )
-    assert offer.missing(str(tmp_path)) is None
 
 
 def test_status_line_in_any_width() -> None:

@@ -52,7 +52,7 @@ async def test_a_reply_of_another_model_is_looked_into_by_its_text(
         await run.talk("Hi")
         other = tmp_path / "other.gguf"
         other.touch()
-        await run.app.use_model(str(other))
+        run.app.switch(str(other))
         await run.ready()
         texts, tokenize = [], run.worker.tokenize
         monkeypatch.setattr(

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,10 +29,12 @@ from tests.tui.panels import (
 from wgllm.catalog import Catalog, Entry, HubEntry, load_catalog
 from wgllm.errors import DownloadError, ModelNotFoundError
 from wgllm.hub import HubName, Installed
+from wgllm.hub_hf import Described
 from wgllm.hub_progress import Progress
-from wgllm.tui.download import Pace, duration
+from wgllm.tui.download import Download, Pace, duration
+from wgllm.tui.offer import Offer
 from wgllm.tui.picker import Choice, ModelPicker
-from wgllm.tui.picker_models import HubStore, is_source, model_rows
+from wgllm.tui.picker_models import HubStore, is_source, model_rows, paths_like
 
 MB = 1_000_000
 
@@ -62,6 +65,7 @@ class Store:
         self.go_on = threading.Event()
         self.answer: Callable[[], None] = threading.Event().is_set  # does nothing
         self.error: Exception | None = None
+        self.unknown: Exception | None = None
 
     def catalog(self) -> Catalog:
         return CATALOG
@@ -72,19 +76,30 @@ class Store:
 
     def identify(self, name: str) -> Entry | HubName | Path:
         if name.startswith("hf:"):
-            return HubName(name[3:], None)
+            repo, _, quant = name[3:].partition(":")
+            return HubName(repo, quant or None)
         if name.startswith("/here/"):
             return Path(name)
         raise ModelNotFoundError(f"no such file: {name}")
 
-    def folder(self, entry: Entry) -> Path:
+    def is_here(self, target: Entry | HubName) -> bool:
+        return (target.name if isinstance(target, Entry) else f"hf:{target.repo}") in self.here
+
+    def folder(self, target: Entry | HubName) -> Path:
         return Path("/models")
+
+    def look_up(self, target: Entry | HubName) -> Described | None:
+        if self.unknown is not None:
+            raise self.unknown
+        size = target.size if isinstance(target, Entry) else 700 * MB
+        return Described(("a.gguf",), size or 5 * MB, size or 5 * MB, "mit")
 
     def fetch(self, name: str, progress: Progress) -> Path:
         self.fetched.append(name)
         progress.message(f"Fetching {name}")
         progress.message("  licence: mit")
         progress.start(name, 100 * MB, 10 * MB)
+        progress.message("hold on")
         try:
             if self.error is not None:
                 raise self.error
@@ -115,6 +130,21 @@ async def typed(pilot: Pilot[None], app: Panel, text: str) -> None:
 def play(picker: ModelPicker, steps: Steps, size: tuple[int, int] = USUAL) -> list[Any]:
     """Once the list (or the first question) is there."""
     return panels.play(picker, lambda: picker._rows and picker._models.option_count, steps, size)
+
+
+def offer(app: Panel) -> Offer:
+    assert isinstance(app.screen, Offer)
+    return app.screen
+
+
+def offered(app: Panel) -> Callable[[], bool]:
+    """Whether the dialog is there, and has been told all that it asked for."""
+    return lambda: isinstance(app.screen, Offer) and offer(app).what.exact
+
+
+def said(app: Panel, selector: str) -> str:
+    """What stands in a widget of the dialog; nothing while the dialog is not there."""
+    return text_of(app, selector) if isinstance(app.screen, Offer) else ""
 
 
 sizes = pytest.mark.parametrize("size", [USUAL, NARROW], ids=["80x24", "40x24"])
@@ -156,28 +186,33 @@ def test_typing_filters_and_enter_chooses(size: tuple[int, int]) -> None:
 def test_a_model_that_is_not_here_is_fetched(size: tuple[int, int]) -> None:
     async def steps(pilot: Pilot[None], app: Panel) -> None:
         await pilot.press("down", "enter")
-        question = text_of(app, "#question")
-        for text in ("Large 8B Instruct (large:8b)", "4.92 GB", "Large Community License", "place: /models"):
-            assert text in question
-        assert "larger than the memory" in question and store.fetched == []
+        await until(pilot, offered(app))
+        facts = " ".join(text_of(app, "#offer-facts").split())
+        for text in (
+            "Large 8B Instruct (Q4_K_M)",
+            "4.92 GB",
+            "Large Community License",
+            "Kept in /models",
+            "free",
+        ):
+            assert text in facts
+        assert "larger than the memory" in text_of(app, "#offer-hint") and store.fetched == []
         await pilot.press("enter")
-        await until(pilot, lambda: "25 MB of 100 MB" in text_of(app, "#fetch-line"))
-        await until(pilot, lambda: "/s" in text_of(app, "#fetch-line") or clock.tick())
-        assert "left" in text_of(app, "#fetch-line") and "licence: mit" in text_of(app, "#fetch-news")
-        assert "Fetching Large 8B" in shown(app)
-        bar = picker.query_one(ProgressBar)
+        await until(pilot, lambda: "25 MB of 100 MB" in said(app, "#offer-progress"))
+        pace = picker._downloads.all_running()[0]._pace
+        pace._seen.appendleft(
+            (pace._seen[0][0] - 1.0, 10 * MB)
+        )  # as a second ago, however long the test takes
+        await until(pilot, lambda: "/s" in said(app, "#offer-progress"))
+        assert "left" in said(app, "#offer-progress") and "hold on" in said(app, "#offer-news")
+        for text in ("Stop", "Go on behind"):
+            assert text in shown(app)
+        bar = app.screen.query_one(ProgressBar)
         assert (bar.total, bar.progress) == (100 * MB, 25 * MB)
         store.go_on.set()
         await until(pilot, lambda: app.answers)
 
-    class Clock:
-        """Makes the speed that of the last second, however long the test takes."""
-
-        def tick(self) -> bool:
-            picker._pace._seen.appendleft((picker._pace._seen[0][0] - 1.0, 10 * MB))
-            return False
-
-    clock, store = Clock(), Store("small")
+    store = Store("small")
     picker = ModelPicker(store, memory=1000 * MB)
     assert play(picker, steps, size) == [Choice("large:8b", Path("/models/large:8b"))]
 
@@ -185,14 +220,19 @@ def test_a_model_that_is_not_here_is_fetched(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("by_mouse", [False, True], ids=["keys", "mouse"])
 def test_a_download_is_stopped_and_goes_on(by_mouse: bool) -> None:
     async def steps(pilot: Pilot[None], app: Panel) -> None:
-        await pilot.press("down", "enter", "enter")
-        await until(pilot, lambda: "25 MB" in text_of(app, "#fetch-line"))
-        await (click(pilot, "#stop") if by_mouse else pilot.press("escape"))
-        assert picker.mode == "list" and "What has come is kept" in text_of(app, "#note")
+        await pilot.press("down", "enter")
+        await until(pilot, offered(app))
+        await (click(pilot, "#fetch") if by_mouse else pilot.press("enter"))
+        await until(pilot, lambda: "25 MB" in said(app, "#offer-progress"))
+        await (click(pilot, "#leave") if by_mouse else pilot.press("escape"))
+        await until(pilot, lambda: app.screen is picker)
+        assert "What has come is kept" in text_of(app, "#note")
         await until(pilot, store.interrupted.is_set)
         assert not app.answers
         store.go_on.set()
-        await pilot.press("enter", "enter")
+        await pilot.press("enter")
+        await until(pilot, offered(app))
+        await pilot.press("enter")
         await until(pilot, lambda: app.answers)
 
     store = Store("small")
@@ -201,14 +241,26 @@ def test_a_download_is_stopped_and_goes_on(by_mouse: bool) -> None:
     assert store.fetched == ["large:8b", "large:8b"]
 
 
-def test_leaving_stops_the_download() -> None:
+def test_a_download_goes_on_behind_and_is_found_again() -> None:
     async def steps(pilot: Pilot[None], app: Panel) -> None:
-        await pilot.press("down", "enter", "enter")
-        await until(pilot, lambda: "25 MB" in text_of(app, "#fetch-line"))
+        await pilot.press("down", "enter")
+        await until(pilot, offered(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: "25 MB" in said(app, "#offer-progress"))
+        await pilot.press("b")
+        await until(pilot, lambda: app.answers == [None])
+        again = ModelPicker(store, picker._downloads)
+        await app.push_screen(again, app.answers.append)
+        await until(pilot, lambda: "being fetched" in shown(app))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "25 MB" in said(app, "#offer-progress"))
+        store.go_on.set()
+        await until(pilot, lambda: len(app.answers) == 2)
 
     store = Store("small")
-    play(ModelPicker(store), steps)
-    assert store.interrupted.wait(5)
+    picker = ModelPicker(store)
+    assert play(picker, steps)[1] == Choice("large:8b", Path("/models/large:8b"))
+    assert store.fetched == ["large:8b"]
 
 
 @pytest.mark.parametrize(
@@ -220,17 +272,93 @@ def test_leaving_stops_the_download() -> None:
 )
 def test_errors_stand_in_place_in_one_line(error: Exception, says: str) -> None:
     async def steps(pilot: Pilot[None], app: Panel) -> None:
-        await pilot.press("down", "enter", "enter")
-        await until(pilot, lambda: picker.mode == "list" and text_of(app, "#note"))
-        note = text_of(app, "#note")
-        assert says in note and "\n" not in note
+        await pilot.press("down", "enter")
+        await until(pilot, offered(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: says in said(app, "#offer-problem"))
+        assert "\n" not in said(app, "#offer-problem") and "Try again" in shown(app)
         assert_harmless(shown(app))
-        await pilot.press("up", "enter")
+        store.error = None
+        store.go_on.set()
+        await pilot.press("enter")
+        await until(pilot, lambda: app.answers)
 
     store = Store("small")
     store.error = error
+    assert play(ModelPicker(store), steps) == [Choice("large:8b", Path("/models/large:8b"))]
+    assert store.fetched == ["large:8b"] * 2
+
+
+def test_what_the_source_says_against_it_is_told_before_anything_is_fetched() -> None:
+    several = "org/repo has several models; name one as hf:org/repo:QUANT, of a-Q4_0.gguf, a-Q8_0.gguf"
+
+    async def steps(pilot: Pilot[None], app: Panel) -> None:
+        await typed(pilot, app, "hf:org/repo")
+        await pilot.press("enter")
+        await until(pilot, lambda: several in said(app, "#offer-problem"))
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is picker)
+        assert picker._typed == "hf:org/repo" and not store.fetched
+
+    store = Store("small")
+    store.unknown = ModelNotFoundError(several)
     picker = ModelPicker(store)
-    assert play(picker, steps) == [Choice("small", Path("/models/small"))]
+    play(picker, steps)
+
+
+def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def steps(pilot: Pilot[None], app: Panel) -> None:
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "not enough room" in said(app, "#offer-problem"))
+        assert "10 MB free" in " ".join(said(app, "#offer-facts").split())
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10 * MB))
+    play(ModelPicker(Store("small")), steps)
+
+
+def test_offline_nothing_is_offered() -> None:
+    async def steps(pilot: Pilot[None], app: Panel) -> None:
+        await until(pilot, lambda: "No model is here, and --offline" in text_of(app, "#note"))
+        await pilot.press("up", "enter")
+        assert "large:8b is not here, and --offline lets nothing be fetched: leave it out" in text_of(
+            app, "#note"
+        )
+        assert app.screen is picker
+
+    store = Store()
+    picker = ModelPicker(store, offline=True)
+    play(picker, steps)
+
+
+def test_a_stopped_download_that_hangs_is_waited_for_by_the_next_one() -> None:
+    let_go, order = threading.Event(), []
+
+    def hangs(progress: Progress) -> Path:
+        order.append("first")
+        let_go.wait(5)
+        progress.update(1)
+        raise AssertionError("it was stopped")
+
+    def goes(progress: Progress) -> Path:
+        assert not first._thread.is_alive()
+        order.append("second")
+        progress.start("x", 2, 2)
+        assert second.share == "checking" and "checking" in second.line()
+        return Path("/x")
+
+    told: list[Any] = []
+    first = Download("x", hangs, told.append)
+    first.begin()
+    first.stop()
+    second = Download("x", goes, told.append, first)
+    second.begin()
+    while "was stopped" not in second.news:
+        second.join(0.01)
+    assert order == ["first"]
+    let_go.set()
+    second.join(5)
+    assert second.state == "here" and order == ["first", "second"]
+    assert [message.download for message in told] == [second]
 
 
 @sizes
@@ -252,12 +380,47 @@ def test_a_path_or_a_repository_is_typed(size: tuple[int, int]) -> None:
         await typed(pilot, app, "hf:org/repo:Q8_0")
         assert "Use hf:org/repo:Q8_0" in shown(app)
         await pilot.press("enter")
+        await until(pilot, lambda: "700 MB" in said(app, "#offer-facts"))
+        facts = " ".join(said(app, "#offer-facts").split())
+        assert "org/repo: a.gguf" in facts and "Licence mit" in facts and not store.fetched
+        await pilot.press("enter")
         await until(pilot, lambda: app.answers)
 
     store = Store("small")
     assert play(ModelPicker(store), repository, size) == [
         Choice("hf:org/repo:Q8_0", Path("/models/hf:org/repo:Q8_0"))
     ]
+
+
+def test_a_path_is_completed(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for name in ("b.gguf", "a.gguf", "notes.txt", ".hidden.gguf"):
+        (tmp_path / "models" / name).touch()
+
+    async def steps(pilot: Pilot[None], app: Panel) -> None:
+        await typed(pilot, app, f"{tmp_path}/mo")
+        await until(pilot, lambda: picker._paths)
+        await pilot.press("tab")
+        assert picker._typed == f"{tmp_path}/models/"
+        await until(pilot, lambda: len(picker._paths) == 2)
+        assert paths_like(f"{tmp_path}/models/.h") == [f"{tmp_path}/models/.hidden.gguf"]
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: app.answers)
+
+    store = Store("small")
+    store.identify = lambda name: Path(name)  # type: ignore[method-assign]
+    picker = ModelPicker(store)
+    path = tmp_path / "models" / "a.gguf"
+    assert play(picker, steps) == [Choice(str(path), path)]
+
+
+def test_a_word_that_is_no_name_is_told_with_what_is_like_it() -> None:
+    async def steps(pilot: Pilot[None], app: Panel) -> None:
+        await typed(pilot, app, "smlal")
+        await pilot.press("enter")
+        await until(pilot, lambda: "no such file: smlal" in text_of(app, "#note"))
+
+    play(ModelPicker(Store("small")), steps)
 
 
 @pytest.mark.parametrize("by_mouse", [False, True], ids=["keys", "mouse"])
@@ -274,7 +437,8 @@ def test_a_model_is_deleted_after_a_question(by_mouse: bool) -> None:
             assert picker.mode == "list"
             assert "small" in store.here or answer == "yes"
         await until(pilot, lambda: "98 MB freed" in text_of(app, "#note"))
-        assert "small" not in store.here and "○ small" in shown(app)
+        await until(pilot, lambda: "○ small" in shown(app))
+        assert "small" not in store.here
         await pilot.press(*"ab", "home", "delete")
         assert picker._typed == "b" and picker.mode == "list"
 
@@ -306,12 +470,12 @@ def test_what_cannot_run_is_refused_in_place() -> None:
 
 def test_the_list_by_mouse() -> None:
     async def steps(pilot: Pilot[None], app: Panel) -> None:
-        await pilot.click("#models", offset=(5, 1))
-        assert picker.mode == "ask" and "large:8b" in text_of(app, "#question")
-        await click(pilot, "#no")
-        await click(pilot, "#choose")
-        assert picker.mode == "ask"
-        await click(pilot, "#no")
+        for selector in ("#models", "#choose"):
+            await (pilot.click("#models", offset=(5, 1)) if selector == "#models" else click(pilot, selector))
+            await until(pilot, offered(app))
+            assert offer(app).what.name == "large:8b"
+            await click(pilot, "#leave")
+            await until(pilot, lambda: app.screen is picker)
         await pilot.click("#models", offset=(5, 0))
 
     picker = ModelPicker(Store("small"))
@@ -319,22 +483,15 @@ def test_the_list_by_mouse() -> None:
 
 
 @sizes
-def test_the_first_run_offers_the_default_model(size: tuple[int, int]) -> None:
+def test_on_the_first_run_the_default_model_is_marked(size: tuple[int, int]) -> None:
     async def steps(pilot: Pilot[None], app: Panel) -> None:
-        await until(pilot, lambda: picker.mode == "ask")
-        screen = " ".join(shown(app).split())
-        for text in (
-            "There is no model here yet",
-            "Small 135M",
-            "98 MB",
-            "Apache-2.0",
-            "place: /models",
-            "Fetch",
-        ):
+        await until(pilot, lambda: "No model is here yet" in text_of(app, "#note"))
+        await pilot.press("enter")
+        await until(pilot, offered(app))
+        screen = " ".join(shown(app).replace("│", " ").split())
+        for text in ("Small 135M", "98 MB", "Apache-2.0", "/models", "Fetch"):
             assert text in screen, text
-        await pilot.press("escape")
-        await until(pilot, lambda: "○ large:8b" in shown(app))
-        await pilot.press(*"sma", "enter", "enter")
+        await pilot.press("enter")
         store.go_on.set()
         await until(pilot, lambda: app.answers)
 

@@ -61,6 +61,7 @@ class ThreadWorker:
 
     def load(self, model: str, **options: Any) -> Future[ModelFacts]:
         self.loads.append((model, options))
+        self.facts = None
         return self._call(lambda: self._load(options))
 
     def _load(self, options: dict[str, Any]) -> ModelFacts:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ import pytest
 
 from tests.unit.fake_hub import COMMIT, FakeHub
 from tests.unit.hub_builder import Recorder
-from wgllm import hub, hub_hf_cache
+from wgllm import hub, hub_hf, hub_hf_cache
 from wgllm.errors import DownloadError, ModelNotFoundError, WgllmError
+from wgllm.hub_hf_quiet import quiet, small_pieces
 from wgllm.hub_progress import SilentProgress
 
 DATA = b"GGUF" + random.Random(7).randbytes(200_000 - 4)
@@ -243,6 +245,33 @@ def test_a_listener_hears_of_every_piece_and_may_stop_it(served: FakeHub, cache:
     assert hub.resolve(f"hf:{REPO}", progress=again).read_bytes() == DATA
     assert again.done[0] == told.done[-1] and again.done == sorted(again.done) and again.done[-1] == len(DATA)
     assert served.ranges == [f"bytes={told.done[-1]}-"]
+
+
+def test_what_would_come_is_told_before(served: FakeHub, cache: Path) -> None:
+    told = hub_hf.describe(REPO, None)
+    assert (told.files, told.size, told.missing, told.licence) == ((NAME,), len(DATA), len(DATA), "mit")
+    served.faults[REPO] = "cut:100000"
+    with pytest.raises(DownloadError):
+        pull()
+    assert hub_hf.describe(REPO, None).missing == len(DATA) - 100_000 // PIECE * PIECE
+    served.faults[REPO] = "gated"
+    with pytest.raises(DownloadError, match="is gated: accept its conditions at"):
+        hub_hf.describe(REPO, None)
+
+
+def test_two_threads_leave_the_library_as_it_was() -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    before = are_progress_bars_disabled(), constants.DOWNLOAD_CHUNK_SIZE
+    first, second = (ExitStack() for _ in range(2))
+    for stack in (first, second):
+        stack.enter_context(quiet())
+        stack.enter_context(small_pieces())
+    first.close()
+    assert are_progress_bars_disabled() and constants.DOWNLOAD_CHUNK_SIZE <= 1 << 18
+    second.close()
+    assert (are_progress_bars_disabled(), constants.DOWNLOAD_CHUNK_SIZE) == before
 
 
 def command(served: FakeHub, folder: Path, name: str) -> subprocess.Popen[str]:
