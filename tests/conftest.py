@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the help texts to tests/data/help instead of comparing",
     )
+    parser.addoption(
+        "--update-snapshots",
+        action="store_true",
+        help="write the screens to tests/data/screens instead of comparing",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

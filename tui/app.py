@@ -20,6 +20,7 @@ from wgllm.errors import WgllmError
 from wgllm.tui import clipboard, commands
 from wgllm.tui.actions import Actions
 from wgllm.tui.banner import Banner
+from wgllm.tui.colours import readable_variables
 from wgllm.tui.conversation import Clickable, Conversation
 from wgllm.tui.prompt import Prompt, PromptBar
 from wgllm.tui.sidebar import MOST, Sidebar
@@ -34,7 +35,7 @@ _NARROW = 60
 _QUIT_AGAIN = 3.0
 
 
-class ChatApp(Actions):
+class ChatApp(Actions, inherit_bindings=False):
     """A conversation with a model."""
 
     TITLE = "wgllm"
@@ -43,21 +44,24 @@ class ChatApp(Actions):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (_NARROW, "-normal")]  # noqa: RUF012 -- as App declares it
     VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "Stop", show=True),
+        # In the order in which the footer shows them; in a narrow one the last are cut off.
+        Binding("escape", "stop", "Stop"),
+        Binding("escape", "leave", show=False),
+        Binding("f5", "reload", "Reload", priority=True),
+        Binding("f6", "numpy", "NumPy", priority=True),
+        Binding("f7", "model_before", "Model before", priority=True),
         Binding("f1", "command('help')", "Help"),
-        Binding("ctrl+n", "command('new')", "New", priority=True),
+        Binding("ctrl+p", "command_palette", "Commands", priority=True),
         Binding("ctrl+b", "sidebar", "Chats", priority=True),
+        Binding("ctrl+n", "command('new')", "New", priority=True),
         Binding("ctrl+r", "command('regen')", "Regenerate", priority=True),
         Binding("ctrl+o", "copy_code", "Copy code", priority=True),
+        Binding("ctrl+q", "quit", "Quit", priority=True),
         Binding("ctrl+e", "command('edit')", "Edit", priority=True, show=False),
         Binding("ctrl+up", "message(-1)", "Messages", show=False, priority=True),
         Binding("ctrl+down", "message(1)", "Down", show=False, priority=True),
         Binding("ctrl+end", "to_end", "End", show=False, priority=True),
-        Binding("f5", "reload", "Reload", priority=True),
-        Binding("f6", "numpy", "NumPy", priority=True),
-        Binding("f7", "model_before", "Model before", priority=True),
         Binding("ctrl+c", "interrupt", "Copy, stop, quit", show=False, priority=True),
-        Binding("ctrl+q", "quit", "Quit", show=True, priority=True),
     ]
 
     _last_interrupt = 0.0
@@ -70,7 +74,7 @@ class ChatApp(Actions):
                 yield Banner()
                 yield PromptBar(self.store.inputs.recent(), self._count_tokens)
         yield StatusLine()
-        yield Footer()
+        yield Footer(show_command_palette=False)
 
     async def on_mount(self) -> None:
         theme = self.store.kept.get("theme", "textual-dark")
@@ -87,6 +91,10 @@ class ChatApp(Actions):
         own = self.session.model if self.session is not None else ""
         # After the first picture, so that one can type at once.
         self.call_after_refresh(self.begin_loading, self.start.model or own or self.start.default_model)
+
+    def get_css_variables(self) -> dict[str, str]:
+        self.theme_variables = readable_variables(super().get_css_variables())
+        return self.theme_variables
 
     def on_resize(self, event: Resize) -> None:
         self._place_sidebar(event.size.width)
@@ -169,15 +177,20 @@ class ChatApp(Actions):
             return bool(self.screen_stack) and bool(self.query(Banner)) and self.query_one(Banner).shown
         if action == "model_before":
             return bool(self.screen_stack) and self.has_model_before
+        if action == "stop":
+            return self.reply is not None
+        if action == "command" and parameters == ("regen",) and self.reply is not None:
+            return False
         covered = len(self.screen_stack) > 1
         return not (covered and action in ("command", "sidebar", "copy_code", "message", "to_end"))
 
     def action_stop(self) -> None:
         if not self.stop():
             self.stop_editing()
-        if isinstance(self.focused, Prompt):
-            return
         self.prompt_bar.prompt.focus()
+
+    def action_leave(self) -> None:
+        self.action_stop()
 
     async def action_interrupt(self) -> None:
         """Copies what is selected, else stops the reply, else leaves when it comes twice."""
@@ -214,7 +227,7 @@ class ChatApp(Actions):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         for command in commands.TABLE:
-            if not command.argument or command.argument.startswith("["):
+            if command.name == command.method.removeprefix("command_") and command.argument[:1] in ("", "["):
                 title = f"{command.name.capitalize()}{f' ({command.key})' if command.key else ''}"
                 yield SystemCommand(title, command.help, lambda c=command: self.run_worker(self.run_named(c)))
 
@@ -273,6 +286,7 @@ class ChatApp(Actions):
 
     @on(Welcome.Opened)
     async def _of_welcome(self, event: Welcome.Opened) -> None:
+        event.stop()
         await self.open_session(event.session_id)
 
     @on(Clickable.Pressed)

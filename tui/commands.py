@@ -27,8 +27,8 @@ TABLE = (
     Command("model", "[NAME]", "choose another model, or load the one that is named"),
     Command("system", "[TEXT]", "set the system prompt; - clears it, nothing shows it"),
     Command("set", "[NAME VALUE]", "how tokens are chosen: /set temperature 0.7; nothing opens the panel"),
-    Command("new", "", "start a new conversation", "Ctrl+N"),
-    Command("clear", "", "the same: this one stays in the list", action="new"),
+    Command("new", "", "begin a new conversation; this one stays in the list", "Ctrl+N"),
+    Command("clear", "", "another name for /new", action="new"),
     Command("regen", "", "make the last reply anew, beside the old one", "Ctrl+R"),
     Command("edit", "", "change your last message and ask again", "Ctrl+E"),
     Command("copy", "[code]", "copy the last reply, or its last block of code", "Ctrl+O"),
@@ -69,9 +69,3 @@ def complete(line: str) -> list[Completion]:
         for c in TABLE
         if c.name.startswith(typed)
     ]
-
-
-def help_text() -> str:
-    """The table as Markdown."""
-    rows = "\n".join(f"| `/{f'{c.name} {c.argument}'.strip()}` | {c.help} | {c.key} |" for c in TABLE)
-    return f"| command | what it does | key |\n|---|---|---|\n{rows.replace('[', chr(92) + '[')}"

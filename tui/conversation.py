@@ -16,7 +16,7 @@ from wgllm.sessions_types import Message
 from wgllm.tui.message import Divider, MessageView
 from wgllm.tui.text import count
 
-WINDOW = 40
+WINDOW = 20
 """How many messages are there as widgets at first; earlier ones come when they are asked for."""
 
 _HOLD_SECONDS = 0.6

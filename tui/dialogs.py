@@ -8,13 +8,12 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Grid, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
 from wgllm.tui import commands
-from wgllm.tui.markdown import ReplyMarkdown
 
 
 class Choice(ModalScreen[str | None]):
@@ -89,36 +88,70 @@ class AskText(ModalScreen[str | None]):
         self.dismiss(self.query_one(TextArea).text)
 
 
-_KEYS = """\
-| key | what it does |
-|---|---|
-| Enter · Shift+Enter, Ctrl+J | send · break the line |
-| Esc | stop the reply; what there is of it is kept |
-| Up, Down in an empty prompt | what you sent before |
-| PageUp, PageDown, Ctrl+End | scroll, back to the end |
-| Ctrl+Up, Ctrl+Down, Tab | from message to message |
-| on a message: c r e t | copy, regenerate, edit, unfold |
-| on a message: Left, Right | the branch before, the one after |
-| on code: c, Enter | copy it |
-| Ctrl+B | conversations: list and search |
-| Ctrl+P | all commands |
-| F5, F6, F7 when the model failed | load it again, with NumPy, the one before |
-| Ctrl+C | copy what is selected, else stop, else leave |
+_KEYS = (
+    ("Enter", "send"),
+    ("Shift+Enter, Ctrl+J", "break the line"),
+    ("Esc", "stop the reply; what there is of it is kept"),
+    ("Up, Down", "in an empty prompt: what you sent before"),
+    ("PageUp, PageDown", "scroll; Ctrl+End goes back to the end"),
+    ("Ctrl+Up, Ctrl+Down", "from message to message; Tab goes to code as well"),
+    ("Ctrl+B", "conversations: list and search"),
+    ("Ctrl+P", "all commands"),
+    ("F5, F6, F7", "when a model failed: load it again, with NumPy, the one before"),
+    ("Ctrl+C", "copy what is selected, else stop, else leave"),
+)
+_MESSAGE_KEYS = (
+    ("c", "copy it; on code Enter does as well"),
+    ("r", "regenerate: another reply beside this one"),
+    ("e", "edit a message of yours and ask again"),
+    ("Left, Right", "the branch before, the one after"),
+    ("t", "unfold reasoning and attached files"),
+    ("i", "how probable each token of a reply was"),
+)
+_TYPED = (
+    ("@path", 'attaches a text file; @"a path" one with blanks'),
+    ("//text", "sends a message that begins with /"),
+)
 
-`@path` in a message attaches a text file; `@"a path"` one with blanks. A message that begins with `//` is sent with
-one `/`.
 
-"""
+def command_rows() -> list[tuple[str, str]]:
+    return [
+        (
+            f"/{command.name} {command.argument}".strip(),
+            command.help + (f" ({command.key})" if command.key else ""),
+        )
+        for command in commands.TABLE
+    ]
+
+
+class HelpTable(Grid):
+    """Two columns: what one types or presses, and what it does."""
+
+    def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def compose(self) -> ComposeResult:
+        for name, does in self._rows:
+            yield Static(name, markup=False, classes="help-name")
+            yield Static(does, markup=False)
 
 
 class Help(ModalScreen[None]):
     """Keys and commands."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,f1", "dismiss(None)", "Close")]
+    HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-narrow"), (60, "-normal")]  # noqa: RUF012
 
     def compose(self) -> ComposeResult:
+        sections = (
+            ("Keys", _KEYS), ("On a message (Ctrl+Up goes there)", _MESSAGE_KEYS), ("Typed", _TYPED),
+            ("Commands", command_rows()),
+        )  # fmt: skip
         with Vertical(classes="dialog large"):
             yield Static("Help", markup=False, classes="dialog-title")
-            with VerticalScroll():
-                yield ReplyMarkdown(_KEYS + commands.help_text())
-            yield Static("Esc goes back", markup=False, classes="dialog-keys")
+            with VerticalScroll(id="help-text"):
+                for title, rows in sections:
+                    yield Static(title, markup=False, classes="help-title")
+                    yield HelpTable(rows)
+            yield Static("Esc goes back · Up, Down scroll", markup=False, classes="dialog-keys")

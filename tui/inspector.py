@@ -296,7 +296,7 @@ def _line(candidate: Candidate, token: Token, width: int) -> Content:
         after = "cut"
     elif candidate.kept:
         after = "kept" if candidate.chance is None else f"→ {_percent(candidate.chance)}"
-    style = "dim" if candidate.kept is False else "bold" if own else ""
+    style = "bold" if own else ""
     bar = max(0, width - 2 - text - 1 - 8 - 10)
     return Content.assemble(
         ("● " if own else "  ", style), (column(visible(candidate.text), text), style), " ",

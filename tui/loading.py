@@ -168,7 +168,7 @@ class Loading(ChatBase):
     # Messages of the worker
 
     async def on_model_progress(self, event: Any) -> None:
-        if self.gone:
+        if self.gone or not self.loading:  # what comes late would stay
             return
         share = event.done / event.total if event.total else 0.0
         self.status.show(doing=f"loading {share:.0%}")

@@ -14,10 +14,12 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.css.query import NoMatches
 from textual.events import Click
+from textual.highlight import highlight
 from textual.message import Message
 from textual.widgets import Label, Markdown, Static
 from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
+from wgllm.tui.colours import CodeColours
 from wgllm.tui.text import clean_line, count
 
 # Highlighting begins anew with every piece that is added. Code up to this length is highlighted at once; longer code
@@ -36,6 +38,13 @@ def _parsed(text: str) -> tuple[list[Token], bool]:
     environment: dict[str, Any] = {}
     tokens = _parser().parse(text, environment)
     return tokens, bool(environment.get("references"))
+
+
+def coloured(code: str, language: str, ansi: bool, dark: bool) -> Content:
+    """Highlighted code; with ``ansi`` in the terminal's own colours."""
+    if ansi:
+        return MarkdownFence.highlight(code, language, ansi, dark)
+    return highlight(code, language=language or None, theme=CodeColours)
 
 
 class CodeBar(Static):
@@ -63,9 +72,7 @@ class CodeFence(MarkdownFence):
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        return (
-            Content(code) if len(code) > _LONGEST_AT_ONCE else super().highlight(code, language, ansi, dark)
-        )
+        return Content(code) if len(code) > _LONGEST_AT_ONCE else coloured(code, language, ansi, dark)
 
     def on_mount(self) -> None:
         self.complete()
@@ -84,7 +91,7 @@ class CodeFence(MarkdownFence):
         self.run_worker(self._highlight_long(self.code, self.lexer, ansi, dark), exclusive=True)
 
     async def _highlight_long(self, code: str, language: str, ansi: bool, dark: bool) -> None:
-        made = await asyncio.to_thread(super().highlight, code, language, ansi, dark)
+        made = await asyncio.to_thread(coloured, code, language, ansi, dark)
         if code == self.code:
             self._highlighted_code = made
             self.set_content(made)

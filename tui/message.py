@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.events import Click
 from textual.message import Message as Posted
 from textual.reactive import reactive
+from textual.timer import Timer
 from textual.widgets import Static
 
 from wgllm.sessions_types import Message, MessageState
@@ -88,8 +89,8 @@ class MessageView(Vertical):
         Binding("c", "copy", "Copy"),
         Binding("r", "regenerate", "Regenerate"),
         Binding("e", "edit", "Edit"),
-        Binding("left", "branch(-1)", "‹ Branch"),
-        Binding("right", "branch(1)", "Branch ›"),
+        Binding("left", "branch(-1)", "Branch", key_display="←→"),
+        Binding("right", "branch(1)", show=False),
         Binding("t", "fold", "Unfold"),
         Binding("i", "inspect", "Tokens"),
         Binding("up,k", "app.message(-1)", "Up", show=False),
@@ -116,6 +117,7 @@ class MessageView(Vertical):
         self._began = time.monotonic()
         self._thought: float | None = None
         self._answer: ReplyMarkdown | None = None
+        self._timer: Timer | None = None
 
     @property
     def is_reply(self) -> bool:
@@ -159,7 +161,7 @@ class MessageView(Vertical):
     def on_mount(self) -> None:
         self.show_facts(self.message)
         if self.streaming:
-            self.set_interval(_RENDER_SECONDS, self._stream)
+            self._timer = self.set_interval(_RENDER_SECONDS, self._stream)
 
     # What stands around the text
 
@@ -255,6 +257,8 @@ class MessageView(Vertical):
     async def finish(self, message: Message) -> None:
         """The reply has ended: all of it, rendered at once."""
         self.streaming = False
+        if self._timer is not None:
+            self._timer.stop()
         text = clean(message.content)
         await self._show_text(text)
         assert self._answer is not None

@@ -1,4 +1,7 @@
-"""The model picker, the settings panel and the token inspector, opened from the conversation."""
+"""The model picker, the settings panel and the token inspector, opened from the conversation.
+
+They are imported when they are opened, since they, NumPy among them, take as long as all the rest of the start.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgllm.engine import Event, FinishReason, Request
 from wgllm.errors import UsageError
-from wgllm.sampling import SamplingParams
 from wgllm.sessions_types import Message
 from wgllm.tui.base import kept_sampling, sampling_options
-from wgllm.tui.inspector import Branch, Token, TokenInspector, tokens_of
-from wgllm.tui.picker import ModelPicker
 from wgllm.tui.replies import Replies
-from wgllm.tui.settings import SettingsPanel
-from wgllm.tui.settings_values import Settings
 from wgllm.tui.text import clean
+from wgllm.tui.tokens import Branch, Token, tokens_of
 
 if TYPE_CHECKING:
+    from wgllm.engine import Event
+    from wgllm.sampling import SamplingParams
     from wgllm.tui.model import PromptProgress, ReplyEvents, ReplyFailed
-
+    from wgllm.tui.settings import SettingsPanel
+    from wgllm.tui.settings_values import Settings
 
 _CANDIDATES = 10
 """How many tokens are shown that might have stood in a place."""
@@ -52,6 +53,8 @@ class Panels(Replies):
         self.run_worker(self._choose_model())
 
     async def _choose_model(self) -> None:
+        from wgllm.tui.picker import ModelPicker
+
         in_use = self.facts.path if self.facts is not None else None
         picker = ModelPicker(
             self.models,
@@ -65,6 +68,9 @@ class Panels(Replies):
             await self.begin_loading(chosen.name)
 
     async def show_settings(self) -> None:
+        from wgllm.tui.settings import SettingsPanel
+        from wgllm.tui.settings_values import Settings
+
         client = await self.model_ready()
         assert client.facts is not None
         defaults = await client.sampling_params({})
@@ -81,7 +87,7 @@ class Panels(Replies):
             return
         changed = {
             name: value
-            for name in SamplingParams.__dataclass_fields__
+            for name in defaults.__dataclass_fields__
             if (value := getattr(made.sampling, name)) != getattr(defaults, name)
         }
         self.settings["sampling"] = kept_sampling(changed)
@@ -115,6 +121,8 @@ class Panels(Replies):
 
     async def _look(self, message: Message) -> list[Event]:
         """The events of a reply's tokens, as if they were drawn now."""
+        from wgllm.engine import Request
+
         client = await self.model_ready()
         assert client.facts is not None
         before = self.path[: [m.id for m in self.path].index(message.id)]
@@ -145,6 +153,8 @@ class Panels(Replies):
             self.status.show(doing=f"looking into the reply ({event.done / event.total:.0%})")
 
     def on_reply_events(self, event: ReplyEvents) -> None:
+        from wgllm.engine import FinishReason
+
         looking = self._looking
         if looking is None or looking.request != event.request or looking.done.done():
             return
@@ -168,6 +178,8 @@ class Panels(Replies):
         return True
 
     async def _inspect(self, message: Message, tokens: list[Token]) -> None:
+        from wgllm.tui.inspector import TokenInspector
+
         branch = await self.ask_screen(TokenInspector(tokens))
         if isinstance(branch, Branch):
             ids = [token.token_id for token in tokens[: branch.token_index]]

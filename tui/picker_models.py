@@ -142,22 +142,22 @@ class ModelRow:
         """Its columns, or in a narrow list two lines."""
         here = self.path is not None
         mark, name = ("● " if here else "○ "), clean_line(self.name, 200)
-        style, size = "" if self.runs else "dim", "?" if self.size is None else self.size_shown
+        size = "?" if self.size is None else self.size_shown
         if width < _MEDIUM:
             known = [self.parameters, self.quant, size, self.state]
             under = " · ".join(clean_line(part) for part in known if part)
             return Content.assemble(
-                (mark, "$success" if here else "dim"), (_cut(name, width - 2), style),
-                ("\n  " + _cut(under, width - 2), "dim"),
+                (mark, "$success" if here else "dim"), _cut(name, width - 2),
+                "\n  " + _cut(under, width - 2),
             )  # fmt: skip
         cells = [(self.parameters, 6), (self.quant, 8), (size, 8)]
         if width >= _WIDE:
             cells.append((self.licence, min(27, width - 61)))
         room = width - 2 - sum(w + 1 for _, w in cells) - 15
         rest = "".join(" " + column(text, w) for text, w in cells)
-        state = "dim" if self.state == "here" else "$warning"
+        state = "" if self.state == "here" else "$text-warning"
         return Content.assemble(
-            (mark, "$success" if here else "dim"), (column(name, room), style), (rest, "dim"),
+            (mark, "$success" if here else "dim"), column(name, room), rest,
             (" " + column(self.state, 14), state),
         )  # fmt: skip
 

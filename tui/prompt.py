@@ -46,7 +46,7 @@ class Prompt(TextArea):
             tab_behavior="focus",
             highlight_cursor_line=False,
             compact=True,
-            placeholder="Ask something. / for commands, @ for files",
+            placeholder="Ask something · / commands · @ files",
         )
         self.sent_before = list(history)
         """What was sent before, the newest first."""

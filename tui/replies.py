@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from textual import on
 
-from wgllm.engine import FinishReason, Request
 from wgllm.errors import WgllmError
 from wgllm.sessions_types import Message, MessageState
 from wgllm.tui import attachments
@@ -151,6 +150,8 @@ class Replies(Context):
             params = await client.sampling_params(self.sampling)
             self._check_stopped(reply)
             reply.prompt_tokens = len(tokens)
+            from wgllm.engine import Request  # late, since importing it takes as long as all of the start
+
             request = Request(
                 tokens,
                 max_tokens=self.settings.get("max_tokens"),
@@ -198,6 +199,8 @@ class Replies(Context):
             self.status.show(doing=f"reading the prompt {event.done:,}/{event.total:,} ({share:.0%})")
 
     def on_reply_events(self, event: Any) -> None:
+        from wgllm.engine import FinishReason
+
         reply = self._of(event.request)
         if reply is None:
             return
@@ -224,7 +227,7 @@ class Replies(Context):
     def on_reply_failed(self, event: Any) -> None:
         reply = self._of(event.request)
         if reply is not None and reply.stopped:
-            self._end(reply, MessageState.STOPPED, FinishReason.CANCELLED.value)
+            self._end(reply, MessageState.STOPPED, "cancelled")
         elif reply is not None:
             self._end(reply, MessageState.ERROR, None, {"error": clean_line(str(event.error), 500)})
 

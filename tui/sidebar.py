@@ -110,9 +110,9 @@ class Sidebar(Vertical):
             Option(
                 Content.assemble(
                     ("● " if s.id == self.current else "  "),
-                    (clean_line(s.title, 100) or "(no title)", "bold" if s.id == self.current else ""),
+                    (clean_line(s.title, 100) or "(no title)", "bold"),
                     "\n  ",
-                    (f"{when(s.updated)} · {s.n_messages} · {s.snippet}", "dim"),
+                    f"{when(s.updated)} · {s.n_messages} · {s.snippet}",
                 )
             )
             for s in summaries
@@ -126,7 +126,8 @@ class Sidebar(Vertical):
             snippet = Content(hit.snippet)
             for start, end in hit.highlights:
                 snippet = snippet.stylize("bold underline", start, end)
-            options.append(Option(Content.assemble((clean_line(hit.title, 100), "bold"), "\n  ", snippet)))
+            title = clean_line(hit.title, 100) or "(no title)"
+            options.append(Option(Content.assemble("  ", (title, "bold"), "\n  ", snippet)))
         return options
 
     @on(Input.Changed, "#search")

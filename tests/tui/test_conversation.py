@@ -10,6 +10,7 @@ from tests.tui.running import in_loop, running, text_of
 from wgllm.errors import WgllmError
 from wgllm.sessions_types import MessageState
 from wgllm.tui.base import Start
+from wgllm.tui.conversation import WINDOW
 from wgllm.tui.markdown import CodeFence
 from wgllm.tui.message import Fold
 
@@ -173,9 +174,9 @@ async def test_long_conversations_are_windowed(tmp_path: Path) -> None:
             run.store.append(session.id, "user" if number % 2 == 0 else "assistant", f"message {number}")
         await run.app.open_session(session.id)
         await run.until(lambda: "message 149" in run.screen_text())
-        assert len(run.views) == 40
+        assert len(run.views) == WINDOW
         await run.app.conversation.show_earlier()
-        assert len(run.views) == 80
+        assert len(run.views) == 2 * WINDOW
         first = run.app.path[0].id
         view = await run.app.conversation.reveal(first)
         assert view is not None and len(run.views) == 150
