@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -65,6 +64,8 @@ class ChatApp(Actions, inherit_bindings=False):
     ]
 
     _last_interrupt = 0.0
+    _own_loop: asyncio.AbstractEventLoop | None = None
+    _leave_with: int | None = None
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="body"):
@@ -81,7 +82,10 @@ class ChatApp(Actions, inherit_bindings=False):
         if theme in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self.store.kept.put("theme", theme.name))
-        self._handle_signals()
+        self._own_loop = asyncio.get_running_loop()
+        if self._leave_with is not None:
+            self.exit(self._leave_with)
+            return
         self._place_sidebar()
         await self.open_session(self.start.resume)
         for notice in self.store.notices:
@@ -101,22 +105,20 @@ class ChatApp(Actions, inherit_bindings=False):
 
     def _place_sidebar(self, width: int | None = None) -> None:
         """There where it was left, or where there is room; never over a narrow screen by itself."""
-        if self.sidebar.has_focus_within:
-            return
+        if self.sidebar.has_class("-shown") and self.sidebar.has_focus_within:
+            return  # at the start its field has the focus while it is not there yet
         width = self.size.width if width is None else width
         wanted = self.store.kept.get("sidebar")
         room = width >= (_SIDEBAR_WIDTH if wanted is None else _NARROW)
         self.sidebar.set_class(room and wanted is not False, "-shown")
         self.refresh_sidebar()
 
-    def _handle_signals(self) -> None:
-        """The end by a signal leaves the terminal as any other does."""
-        loop = asyncio.get_running_loop()
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None:
-                with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                    loop.add_signal_handler(number, self.exit, 128 + number)
+    def leave(self, code: int) -> None:
+        """Ends the application; from any thread, at any time."""
+        self._leave_with = code
+        if self._own_loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                self._own_loop.call_soon_threadsafe(self.exit, code)
 
     async def on_unmount(self) -> None:
         await self.close_model()
@@ -128,7 +130,8 @@ class ChatApp(Actions, inherit_bindings=False):
         """Whatever ends it, what is in the prompt is kept, and where one was."""
         with contextlib.suppress(WgllmError):
             self.keep_place()
-            self._keep("session", self.session.id if self.session is not None else None)
+            if self.opened:
+                self._keep("session", self.session.id if self.session is not None else None)
         super().exit(*arguments, **options)
 
     # Sending

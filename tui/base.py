@@ -77,7 +77,8 @@ class ChatBase(App[int]):
         self.system_prompt = start.system_prompt or ""
         self.editing: int | None = None
         """The message that what is in the prompt will stand beside."""
-        self._opened = False
+        self.opened = False
+        """Whether a conversation has been opened: before, the prompt holds nothing to be kept."""
         self._kept: dict[str, Any] = {}
         """What was written last of what ``_keep`` keeps."""
 
@@ -163,36 +164,39 @@ class ChatBase(App[int]):
 
     async def open_session(self, session_id: int | None, message_id: int | None = None) -> None:
         """Opens a conversation, or with None begins a new one."""
-        if self._opened:  # else what was kept would be overwritten with what is not there yet
+        if self.opened:
             self.keep_place()
             self.stop_editing()
-        self._opened = True
-        if session_id is None:
-            self.session, self.settings = None, self._first_settings()
-            self.system_prompt = self.start.system_prompt or ""
-        else:
+        session = None
+        if session_id is not None:
             try:
-                self.session = self.store.session(session_id)
+                session = self.store.session(session_id)
                 if message_id is not None:
                     self.store.switch(message_id)
             except WgllmError as error:
                 self.tell(error, error=True)
+                if not self.opened:
+                    await self.open_session(None)
                 return
-            self.settings = dict(self.session.settings)
-            self.system_prompt = self.session.system_prompt
+        self.opened = False  # until what was kept is there again
+        self.session = session
+        self.settings = self._first_settings() if session is None else dict(session.settings)
+        first_prompt = self.start.system_prompt or ""
+        self.system_prompt = first_prompt if session is None else session.system_prompt
+        self.prompt_bar.prompt.take(self.draft)
         place = self._places().get(str(session_id)) if message_id is None else None
         await self.show_path(to_end=place is None)
-        self.prompt_bar.prompt.take(self.draft)
         self._keep("session", session_id)
         self.refresh_sidebar()
         self.measure()
         if message_id is not None:
             await self.conversation.reveal(message_id)
-            return
-        if place is not None:
-            await self.conversation.restore(Place(*place))
-        self._edit_again()
-        self.prompt_bar.prompt.focus()
+        else:
+            if place is not None:
+                await self.conversation.restore(Place(*place))
+            self._edit_again()
+            self.prompt_bar.prompt.focus()
+        self.opened = True
 
     def measure(self) -> None:
         """Counts anew how much of the context the branch takes."""
@@ -215,7 +219,7 @@ class ChatBase(App[int]):
 
     def keep_place(self) -> None:
         """Saves what stands in the prompt, and what was scrolled to."""
-        if self.gone:
+        if self.gone or not self.opened:
             return
         text = self.prompt_bar.prompt.full_text
         try:

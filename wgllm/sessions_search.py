@@ -14,7 +14,7 @@ import unicodedata
 
 from wgllm.errors import SessionStoreError
 from wgllm.sessions_db import Database
-from wgllm.sessions_text import one_line, plain, storable
+from wgllm.sessions_text import one_direction, one_line, plain, storable
 from wgllm.sessions_types import SearchHit
 
 INDEXED = 1 << 18
@@ -162,7 +162,7 @@ def _match(connection: sqlite3.Connection, words: list[str], limit: int) -> list
 def _marked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The snippet in one line, without the marks that SQLite put around what it found, and where these were."""
     line, spans, start = "", [], 0
-    for piece in re.split(f"([{_START}{_END}])", " ".join(text.split())):
+    for piece in re.split(f"([{_START}{_END}])", " ".join(one_direction(text).split())):
         if piece == _START:
             start = len(line)
         elif piece == _END:

@@ -25,6 +25,8 @@ _ESCAPES = re.compile(
 )
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f{_C1}]")
+# What turns the direction of text around: in a list, that of all that follows in the line.
+_DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _MARKS = re.compile(r"^(?:#{1,6}\s+|>\s*|[-*+]\s+|\d+[.)]\s+)+")
 _FENCE = re.compile(r"^ {0,3}(?:`{3,}|~{3,})")
 
@@ -59,10 +61,15 @@ def plain(text: str) -> str:
     return _CONTROLS.sub("", text)
 
 
+def one_direction(text: str) -> str:
+    """``text`` without what turns the direction of text around."""
+    return _DIRECTIONS.sub("", text)
+
+
 def one_line(text: str, limit: int) -> str:
     """The beginning of ``text`` in one line of at most ``limit`` characters, cut between words where it can be."""
     # Ten times as much, so that blanks and escapes at the beginning don't use it up.
-    line = " ".join(plain(text[: 10 * limit]).split())
+    line = " ".join(one_direction(plain(text[: 10 * limit])).split())
     if len(line) <= limit:
         return line
     line = line[: limit - 1]

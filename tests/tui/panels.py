@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import pytest
 from textual.app import App
 from textual.pilot import Pilot
 from textual.screen import Screen
@@ -45,10 +44,7 @@ def play(screen: Screen[Any], ready: Callable[[], object], steps: Steps, size: t
             await steps(pilot, app)
             await pilot.pause()
 
-    with pytest.MonkeyPatch.context() as patch:
-        # After each key the pilot sleeps so long, three times, to see whether the application still works.
-        patch.setattr("textual._wait.SLEEP_GRANULARITY", 0.004)
-        asyncio.run(run())
+    asyncio.run(run())
     return app.answers
 
 

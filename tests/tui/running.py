@@ -119,10 +119,11 @@ async def running(
     error: Exception | None = None,
     prepare: Callable[[ThreadWorker], None] = lambda worker: None,
     worker_class: type[ThreadWorker] = ThreadWorker,
+    make: Callable[[Any], Any] | None = None,
 ) -> AsyncIterator[Running]:
-    """The application over a store in ``folder`` and an engine that gives these replies."""
+    """The application over a store in ``folder`` and an engine that gives these replies, or the worker of ``make``."""
 
-    def make(listener: Any) -> ThreadWorker:
+    def make_worker(listener: Any) -> ThreadWorker:
         worker = worker_class(
             listener, lambda: FakeEngine(replies, delay=delay, ctx_size=ctx_size, error=error)
         )
@@ -132,7 +133,7 @@ async def running(
     model = folder / "fake.gguf"
     model.touch()
     with SessionStore.open(folder / "chats.db") as store:
-        app = ChatApp(store, start or Start(default_model=str(model)), make)
+        app = ChatApp(store, start or Start(default_model=str(model)), make or make_worker)
         async with app.run_test(size=size) as pilot:
             yield Running(app, pilot, store)
             app.exit(0)

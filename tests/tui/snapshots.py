@@ -25,8 +25,12 @@ class Cell(NamedTuple):
 Screen = list[list[Cell]]
 
 
+_NOTHING = Cell(" ", Style())
+
+
 def cells(app: App[Any]) -> Screen:
-    """What is shown, cell by cell, as the terminal would get it."""
+    """What is shown, cell by cell, as the terminal would get it; of what lies behind a dialog nothing."""
+    dialog = app.screen.children[0].region if len(app.screen_stack) > 1 else None
     lines = app.screen._compositor.render_strips()
     screen = []
     for strip in lines[: app.size.height]:
@@ -35,6 +39,11 @@ def cells(app: App[Any]) -> Screen:
             for character in segment.text:
                 style = segment.style or Style()
                 row += [Cell(character, style), *[Cell("", style)] * (cell_len(character) - 1)]
+        if dialog is not None:  # when it is drawn anew what lies behind comes at another time
+            inside = dialog.y <= len(screen) < dialog.bottom
+            row = [
+                cell if inside and dialog.x <= x < dialog.right else _NOTHING for x, cell in enumerate(row)
+            ]
         screen.append(row)
     return screen
 

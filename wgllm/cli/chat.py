@@ -133,6 +133,7 @@ def _application(
     prompt = system_prompt(system, system_file, Escapes(None))
     from wgllm.tui.app import ChatApp
     from wgllm.tui.base import Start
+    from wgllm.tui.leaving import Leaving
 
     with SessionStore.open(None if db is None else Path(db).expanduser()) as store:
         start = Start(
@@ -146,7 +147,8 @@ def _application(
             offline=arguments["offline"],
         )
         app = ChatApp(store, start)
-        code = app.run()
+        with Leaving(app, store.close):
+            code = app.run()
     return app.return_code or code or 0
 
 
