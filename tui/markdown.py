@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -31,6 +32,12 @@ _LONGEST_HIGHLIGHTED = 60_000
 def _parser() -> MarkdownIt:
     """HTML is text: Textual would leave it out, and with it what a model says."""
     return MarkdownIt("gfm-like").disable(["html_block", "html_inline"])
+
+
+@cache
+def _prepare_parsing() -> None:
+    """Makes the tables of the parser's URLs, which two threads must not begin at once."""
+    _parser().parse("[a](http://b.c/%20) http://b.c")
 
 
 def _parsed(text: str) -> tuple[list[Token], bool]:
@@ -119,6 +126,7 @@ class ReplyMarkdown(Markdown):
     """Markdown of a model, which has been cleaned."""
 
     def __init__(self, text: str = "", *, streaming: bool = False) -> None:
+        _prepare_parsing()
         super().__init__(text, parser_factory=_parser, open_links=False)
         self.streaming = streaming
 

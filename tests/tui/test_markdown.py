@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from tests.tui.running import in_loop
 from wgllm.tui import markdown
 from wgllm.tui.markdown import CodeFence, ReplyMarkdown
 
+ROOT = Path(__file__).parents[2]
 PIECES = [
     "# Title\n\n", "A *para* with `code` and **bold**\nnext line\n\n", "- one\n- two\n  - nested\n\n",
     "1. a\n2. b\n\n   para in b\n\n", "```python\ndef f():\n    return 1\n```\n\n", "~~~\ntext\n~~~\n",
@@ -97,3 +101,26 @@ async def test_long_code_is_highlighted_when_it_is_complete(monkeypatch: pytest.
         await pilot.pause()
         await app.workers.wait_for_complete()
         assert not app.whole.query_one(CodeFence)._highlighted_code.spans, "too long"
+
+
+def test_threads_may_parse_at_once() -> None:
+    code = """
+import sys, threading
+from wgllm.tui import markdown
+markdown.ReplyMarkdown("")
+sys.setswitchinterval(1e-6)
+failed, together = [], threading.Barrier(4)
+def parse():
+    together.wait()
+    try:
+        markdown._parsed("[a](http://b.c/%20é)")
+    except Exception as error:
+        failed.append(repr(error))
+threads = [threading.Thread(target=parse) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.exit("".join(failed) or 0)
+"""
+    # In a process of its own: what is not safe is what the first one prepares.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
