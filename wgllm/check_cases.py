@@ -16,19 +16,10 @@ from wgllm.backends.base import Array, Ints, LoadOptions
 from wgllm.formats.model_file import TensorView
 from wgllm.graph import OUT_ROWS, ROWS, SLOTS, Graph, GraphBuilder
 from wgllm.quant import QuantFormat, all_formats, format_by_name
+from wgllm.quant.random_blocks import random_blocks
 
 Inputs = dict[str, Array | Ints]
 
-# Of formats that wgllm can't quantize to: where the float16 numbers of a block begin; all other bytes may be any.
-_HALVES = {
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-}
 # Numbers where exp, tanh and cubes leave float32.
 _FAR = np.array(
     [0, -0.0, 1e-30, 1e-4, -1e-4, 9, -9, 11, -11, 45, -45, 90, -90, 200, -200, 7e4, -7e4, 1e14, -1e14],
@@ -141,14 +132,7 @@ def random_weight(
 ) -> TensorView:
     """A matrix whose blocks differ in scale by orders of magnitude, some with scales that are subnormal in float16."""
     n = rows * width // fmt.block_size
-    size = 10.0 ** random.integers(-6, 1, (n, 1))
-    if fmt.name in _HALVES:
-        blocks = random.integers(0, 256, (n, fmt.type_size), dtype=np.uint8)
-        for start in _HALVES[fmt.name]:
-            half = (random.standard_normal((n, 1)) * size).astype(np.float16)
-            blocks[:, start : start + 2] = half.view(np.uint8)
-    else:
-        blocks = fmt.quantize_blocks((random.standard_normal((n, fmt.block_size)) * size).astype(np.float32))
+    blocks = random_blocks(fmt, np.power(10.0, random.integers(-6, 1, n)), random)
     return TensorView(name, (rows, width), fmt, blocks.reshape(-1))
 
 

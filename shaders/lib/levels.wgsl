@@ -1,7 +1,6 @@
-// The 16 levels of the IQ4 formats, from -127 to 113.
-
-// As bytes 128 + level, four to a word.
-const LEVELS = vec4<u32>(0x3F2D1801u, 0x766A5D4Fu, 0xA6998D81u, 0xF1D9C5B5u);
+// For formats whose quants are places among 16 levels. Who includes this defines them as bytes 128 + level, four to a
+// word:
+//   const LEVELS: vec4<u32>
 
 fn level(q: u32) -> u32 {
     return (LEVELS[q / 4u] >> (8u * (q % 4u))) & 255u;

@@ -2,7 +2,7 @@
 //!const PLANE_0: u32
 //!const PLANE_1: u32
 //!include "lib/bytes.wgsl"
-//!include "lib/levels.wgsl"
+//!include "lib/iq4_levels.wgsl"
 
 const ZERO: f32 = 128.0;
 const MINIMA: bool = false;

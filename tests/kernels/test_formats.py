@@ -7,40 +7,20 @@ import pytest
 
 from tests.kernels.gpu import Gpu
 from tests.tolerances import KERNEL_DEQUANTIZE, KERNEL_DOT
+from wgllm.check_cases import random_weight
 from wgllm.formats.model_file import TensorView
 from wgllm.quant import QuantFormat, all_formats, format_by_name
-from wgllm.quant.base import F32, U8
+from wgllm.quant.base import F32
 from wgllm.wgsl import compose
 
 FORMATS = list(all_formats())
 every_product = pytest.mark.parametrize("kernel", ["matvec", "matmul"])
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=[f.name for f in FORMATS])
 
-# Where the float16 numbers of a block begin; of formats that can be quantized to, none is needed.
-HALVES = {
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-}
-
 
 def weights(fmt: QuantFormat, rows: int, width: int) -> TensorView:
     """A matrix whose blocks differ in scale by orders of magnitude, some with scales that are subnormal in float16."""
-    rng = np.random.default_rng(rows * width)
-    n = rows * width // fmt.block_size
-    size = 10.0 ** rng.integers(-6, 1, (n, 1))
-    if fmt.name in HALVES:
-        blocks: U8 = rng.integers(0, 256, (n, fmt.type_size), dtype=np.uint8)
-        for start in HALVES[fmt.name]:
-            half = (rng.standard_normal((n, 1)) * size).astype(np.float16)
-            blocks[:, start : start + 2] = half.view(np.uint8)
-    else:
-        blocks = fmt.quantize_blocks((rng.standard_normal((n, fmt.block_size)) * size).astype(np.float32))
-    return TensorView("w", (rows, width), fmt, blocks.reshape(-1))
+    return random_weight("w", fmt, rows, width, np.random.default_rng(rows * width))
 
 
 def activations(rows: int, width: int) -> F32:
@@ -107,6 +87,15 @@ def test_embed(gpu: Gpu, fmt: QuantFormat) -> None:
     table = weights(fmt, 7, 768)  # 21 blocks of the K-quants: an odd number of float16 scales
     token = [6, 0, 3, 3, 5, 1, 2, 4, 0]
     assert_rows(embed(gpu, table, token), table.array()[token])
+
+
+def test_powers_of_two_of_every_size(gpu: Gpu) -> None:
+    # The two least are subnormal, which a device may take for 0; the largest times the largest level is infinite.
+    fmt = format_by_name("MXFP4")
+    table = weights(fmt, 249, 32)
+    blocks = table.data.reshape(249, -1)
+    blocks[:, 0] = np.arange(4, 253)
+    np.testing.assert_array_equal(embed(gpu, table, list(range(249))), table.array())
 
 
 @every_product

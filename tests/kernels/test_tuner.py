@@ -300,6 +300,18 @@ def test_right_kernels_are_not_refused(
         arena.close()
 
 
+def test_formats_take_turns_with_the_same_weights(own_device: Device, target: Target) -> None:
+    # With a table at the beginning, with powers of two as scales, with neither; those after the others twice.
+    arena = Arena(own_device, 4 << 20)
+    try:
+        for name in ("IQ1_S", "Q8_0", "MXFP4", "Q8_0", "IQ3_S", "IQ2_XXS", "Q8_0"):
+            product = Product(1, 256, 40, format_by_name(name), "plain", "gated_silu")
+            with Trial(own_device, target, product, arena) as trial:
+                assert trial.kernel(Choice("matvec", 32)) is not None, name
+    finally:
+        arena.close()
+
+
 # Devices that fail
 
 

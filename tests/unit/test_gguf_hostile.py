@@ -174,7 +174,7 @@ MALFORMED: dict[str, tuple[File | bytes, str, str]] = {
         "tensor",
         "past the end of the file",
     ),
-    "type-unsupported": (having(T("w", [256], 35, nbytes=66)), "tensor w", "type TQ2_0 is not supported"),
+    "type-unsupported": (having(T("w", [256], 40, nbytes=144)), "tensor w", "type NVFP4 is not supported"),
     "type-dropped": (having(T("w", [32], 4, nbytes=18)), "tensor w", "type Q4_2 is not supported"),
     "type-nonsense": (having(T("w", [32], 9999, nbytes=18)), "tensor w", "unknown tensor type 9999"),
     "type-negative": (having(T("w", [32], -1, nbytes=18)), "tensor w", "unknown tensor type 4294967295"),

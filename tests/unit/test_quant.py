@@ -14,12 +14,15 @@ from wgllm.errors import UsageError
 from wgllm.formats.model_file import TensorView
 from wgllm.quant import QuantFormat, all_formats, chunked, format_by_id, format_by_name
 from wgllm.quant.base import F32, U8
+from wgllm.quant.grid_quants import GridFormat
+from wgllm.quant.random_blocks import set_split_halves
 
 NAMES = [
     *("F32", "F16", "BF16"),
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ4_NL", "IQ4_XS"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"),
 ]
 QUANTIZABLE = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 
@@ -38,8 +41,18 @@ HALVES = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ1_S": (0,),
+    "IQ1_M": (),  # in four parts
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
     "IQ4_NL": (0,),
     "IQ4_XS": (0,),
+    "MXFP4": (),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
 }
 SPECIAL_HALVES = np.array(
     [
@@ -186,7 +199,30 @@ def test_extreme_scales_decode_to_ggmls_bits_without_a_warning(
     pairs = np.stack(np.meshgrid(SPECIAL_HALVES, SPECIAL_HALVES), axis=-1).reshape(-1, 2)
     for i, start in enumerate(HALVES[fmt.name]):
         blocks[:, start : start + 2] = np.ascontiguousarray(pairs[:, i : i + 1]).view(np.uint8)
+    if fmt.name == "IQ1_M":
+        set_split_halves(blocks, np.ascontiguousarray(pairs[:, 0]).view(np.float16))
     assert_same_numbers(fmt, blocks, dequantize(fmt, blocks), reference_dequantize(fmt, blocks))
+
+
+def test_every_power_of_two_is_ggmls(rng: np.random.Generator) -> None:
+    fmt = format_by_name("MXFP4")
+    blocks = random_blocks(fmt, 1024, rng)
+    blocks[:, 0] = np.arange(1024) % 256
+    assert_same_numbers(fmt, blocks, dequantize(fmt, blocks), reference_dequantize(fmt, blocks))
+
+
+GRIDS = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_are_ggmls(name: str) -> None:
+    fmt = format_by_name(name)
+    assert isinstance(fmt, GridFormat)
+    ggml_type = gguf.GGMLQuantizationType[name]
+    reference_dequantize(fmt, np.zeros((1, fmt.type_size), np.uint8))  # which makes its grid
+    grid = reference._type_traits[ggml_type].grid  # type: ignore[attr-defined]
+    assert np.array_equal(fmt.grid.entries, grid.reshape(fmt.grid.entries.shape))
+    assert len(fmt.table) % 16 == 0
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16"])

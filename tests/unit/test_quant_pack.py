@@ -38,6 +38,7 @@ def test_round_trip(fmt: QuantFormat, n: int) -> None:
     packed = fmt.pack(blocks)
     assert packed.words.dtype == np.uint32
     np.testing.assert_array_equal(unpack(fmt, packed), blocks)
+    assert packed.words.tobytes().startswith(fmt.table)
 
 
 @every_format
@@ -54,7 +55,7 @@ def test_planes_are_aligned_and_nothing_else_is_added(fmt: QuantFormat, n: int) 
     assert list(layout.offsets) == sorted(set(layout.offsets))
     # Formats of single numbers are padded to groups of 32, so that a shader reads no further than the buffer.
     numbers = n if fmt.block_size > 1 else -(-n // 32) * 32
-    assert 0 <= 4 * layout.size - numbers * fmt.type_size < 16 * len(fmt.planes)
+    assert 0 <= 4 * layout.size - len(fmt.table) - numbers * fmt.type_size < 16 * len(fmt.planes)
     assert layout.constants == {f"PLANE_{i}": offset for i, offset in enumerate(layout.offsets)}
 
 

@@ -18,6 +18,7 @@ from wgllm.backends.numpy import gelu_tanh, silu
 from wgllm.errors import DeviceError
 from wgllm.plan import ALIGNMENT
 from wgllm.product_shape import Choice, Product, Reduce, Target, shape
+from wgllm.quant import QuantFormat
 from wgllm.quant.packing import Layout
 from wgllm.wgsl import compose
 
@@ -36,6 +37,7 @@ _EPS = 1e-5
 
 F64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 
 
 def weight_layout(product: Product) -> Layout:
@@ -52,24 +54,42 @@ class Arena:
         """``size``: bytes, a multiple of 256. Raises OutOfDeviceMemory."""
         self.size = size
         self.buffer = device.buffer(size, "weights to measure with")
-        # Each 16 bits are a float16 from 0.5 to 2 or from -2 to -0.5; as the upper half of a float32 one below 1.
-        halves = np.random.default_rng(1).integers(0, 1 << 16, 2 * _PATTERN, np.uint16)
-        self._bytes = (halves & np.uint16(0x87FF) | np.uint16(0x3800)).view(np.uint8)
-        n = self._bytes.size
-        pattern = None
+        self._device = device
+        self._table = 0  # so many bytes at the beginning are a format's table
+        self._power_scales = False
         try:
-            pattern = device.buffer(n, "a pattern")
-            device.write(pattern, 0, self._bytes)
+            self._bytes = self._fill(_pattern(power_scales=False))
+        except BaseException:
+            self.close()
+            raise
+
+    def hold(self, fmt: QuantFormat) -> None:
+        """Makes byte 0 the beginning of a matrix of this format. Raises OutOfDeviceMemory.
+
+        Matrices elsewhere have whatever lies there as their table: other numbers by the same work.
+        """
+        if fmt.power_scales != self._power_scales:
+            self._bytes = self._fill(_pattern(power_scales=fmt.power_scales))
+            self._power_scales = fmt.power_scales
+        start = self._bytes[: max(self._table, len(fmt.table))].copy()
+        start[: len(fmt.table)] = np.frombuffer(fmt.table, np.uint8)
+        if start.size:
+            self._device.write(self.buffer, 0, start)
+        self._table = len(fmt.table)
+
+    def _fill(self, data: U8) -> U8:
+        """``data``, which the whole buffer now repeats."""
+        device, size, n = self._device, self.size, data.size
+        pattern = device.buffer(n, "a pattern")
+        try:
+            device.write(pattern, 0, data)
             device.submit(
                 [], [Copy(pattern, 0, min(n, size - at), self.buffer, at) for at in range(0, size, n)]
             )
             device.wait()
-        except BaseException:
-            self.close()
-            raise
         finally:
-            if pattern is not None:
-                pattern.destroy()
+            pattern.destroy()
+        return data
 
     def rows(self, product: Product, rows: Ints) -> F64:
         """Rows of the matrix [parts · outputs, inputs] that begins at byte 0."""
@@ -86,6 +106,14 @@ class Arena:
 
     def close(self) -> None:
         self.buffer.destroy()
+
+
+def _pattern(*, power_scales: bool) -> U8:
+    random = np.random.default_rng(1).integers(0, 1 << 16, 2 * _PATTERN, np.uint16)
+    if power_scales:  # a byte is a scale from 2^-32 to 1
+        return (random & np.uint16(0x1F1F) | np.uint16(0x6060)).view(np.uint8)
+    # Each 16 bits are a float16 from 0.5 to 2 or from -2 to -0.5; as the upper half of a float32 one below 1.
+    return (random & np.uint16(0x87FF) | np.uint16(0x3800)).view(np.uint8)
 
 
 class Kernel(NamedTuple):
@@ -120,6 +148,7 @@ class Trial:
             if name in product.bindings
         }
         try:
+            arena.hold(product.format)
             self._size = 4 * product.rows * product.outputs
             self._y = self._buffer("y")
             self._nothing = self._buffer("nothing", np.full(self._size // 4, np.nan, np.float32))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wgllm.quant import iq4, k_quants, legacy, plain  # noqa: F401
+from wgllm.quant import grid_quants, k_quants, legacy, levels, plain, ternary  # noqa: F401
 from wgllm.quant.base import QuantFormat, all_formats, format_by_id, format_by_name
 
 __all__ = ["QuantFormat", "all_formats", "format_by_id", "format_by_name"]

@@ -32,6 +32,8 @@ class QuantFormat(abc.ABC):
     """Bytes per block."""
     planes: packing.Planes
     """What shaders read apart: bytes ``start, stop`` of each block, in the order of the planes."""
+    power_scales: bool = False
+    """Whether the scale of a block is its byte 0, from which 127 is 1 and each more doubles."""
 
     _by_id: ClassVar[dict[int, QuantFormat]] = {}
     _by_name: ClassVar[dict[str, QuantFormat]] = {}
@@ -60,9 +62,14 @@ class QuantFormat(abc.ABC):
         """
         raise UsageError(f"wgllm reads {self.name} but cannot quantize to it")
 
+    @property
+    def table(self) -> bytes:
+        """What shaders look quants up in, a multiple of 16 bytes. It lies before the planes."""
+        return b""
+
     def layout(self, n_blocks: int) -> packing.Layout:
         """Where ``n_blocks`` blocks lie when they are packed."""
-        return packing.layout(self.planes, n_blocks, self.block_size)
+        return packing.layout(self.planes, n_blocks, self.block_size, self.table)
 
     def pack(self, blocks: U8) -> packing.Packed:
         """``blocks [n, type_size]`` as shaders read them."""

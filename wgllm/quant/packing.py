@@ -1,5 +1,7 @@
 """The layout that shaders read: parts of the blocks apart, each part a plane that begins at 16 bytes.
 
+Formats whose quants are indices have the table that they mean at the very beginning, a few KiB of each buffer: every
+device reads it through its cache, whereas what becomes of a constant array of that size depends on the compiler.
 A plane holds the same bytes of every block, one block after the other, so that a shader reads quants as whole
 ``vec4<u32>``. The layout is a function of the format and the number of blocks alone: never of a device or a tuning.
 Blocks are packed in any number of pieces, and rows of a tensor begin at block borders, so that a shard of rows is
@@ -34,6 +36,8 @@ class Layout:
     """Where each plane begins, in u32 words: a multiple of 4."""
     size: int
     """Of the buffer, in u32 words: a multiple of 4."""
+    table: bytes = b""
+    """The format's, at the beginning of the buffer."""
 
     @property
     def constants(self) -> dict[str, int]:
@@ -48,6 +52,8 @@ class Layout:
         """
         if (n := sum(map(len, parts))) != self.n_blocks:
             raise ValueError(f"{n} blocks do not fit a layout of {self.n_blocks}")
+        if self.table:
+            yield 0, np.frombuffer(self.table, np.uint8)
         step = max(16, _PIECE // parts[0].shape[1] // 16 * 16)  # 16 blocks of any plane are whole words
         for at in range(0, n, step):
             chunk = _slice(parts, at, at + step)
@@ -81,13 +87,13 @@ class Packed:
     words: NDArray[np.uint32]
 
 
-def layout(planes: Sequence[tuple[int, int]], n_blocks: int, block_size: int) -> Layout:
-    """The layout of ``n_blocks`` blocks of ``block_size`` numbers."""
+def layout(planes: Sequence[tuple[int, int]], n_blocks: int, block_size: int, table: bytes = b"") -> Layout:
+    """The layout of ``n_blocks`` blocks of ``block_size`` numbers; ``table`` is a multiple of 16 bytes."""
     per_group = max(1, GROUP // block_size)
     padded = -(-n_blocks // per_group) * per_group
     offsets = []
-    at = 0
+    at = len(table) // 4
     for start, stop in planes:
         offsets.append(at)
         at += -(-padded * (stop - start) // 16) * 4
-    return Layout(tuple(planes), n_blocks, tuple(offsets), at)
+    return Layout(tuple(planes), n_blocks, tuple(offsets), at, table)
