@@ -11,11 +11,22 @@ from wgllm.graph import Graph
 from wgllm.models import gemma3, llama, qwen2
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Config, read_config
+from wgllm.models.hf_family import HfFamily
 from wgllm.ops import ShapeError
 
+_MODULES = (llama, qwen2, gemma3)
+
 FAMILIES: dict[str, ModuleType] = {
-    architecture: family for family in (llama, qwen2, gemma3) for architecture in family.ARCHITECTURES
+    architecture: family for family in _MODULES for architecture in family.ARCHITECTURES
 }
+
+HF_FAMILIES: dict[str, HfFamily] = {
+    model_type: declared
+    for family in _MODULES
+    for declared in getattr(family, "HF", ())
+    for model_type in declared.model_types
+}
+"""By the ``model_type`` of config.json."""
 
 
 # What old converters wrote beside the frequencies that everybody computes.

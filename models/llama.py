@@ -4,8 +4,35 @@ from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Keys
+from wgllm.models.hf_family import LLAMA_TENSORS, ROPE_TYPES, HfFamily, same_window
 
 ARCHITECTURES = ("llama",)
+
+HF = (
+    HfFamily(
+        model_types=("llama",),
+        architecture="llama",
+        tensors=LLAMA_TENSORS,
+        defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "tie_word_embeddings": False},
+        expects={"hidden_act": ("silu", "swish")},
+        rope_types=(*ROPE_TYPES, "llama3"),
+    ),
+    HfFamily(
+        model_types=("mistral",),
+        architecture="llama",
+        tensors=LLAMA_TENSORS,
+        keys={"attention.sliding_window": same_window},
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 4096 * 32,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+        },
+        expects={"hidden_act": ("silu", "swish")},
+        rope_types=(*ROPE_TYPES, "llama3"),
+    ),
+)
 
 
 def build(b: Blocks) -> None:

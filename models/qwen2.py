@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
+from wgllm.models.hf_family import LLAMA_TENSORS, HfFamily, no_window
 
 ARCHITECTURES = ("qwen2",)
+
+HF = (
+    HfFamily(
+        model_types=("qwen2",),
+        architecture="qwen2",
+        tensors=LLAMA_TENSORS,
+        keys={"attention.sliding_window": no_window},
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 32768,
+            "use_sliding_window": False,
+            "max_window_layers": 28,
+            "tie_word_embeddings": False,
+        },
+        expects={"hidden_act": ("silu", "swish")},
+    ),
+)
 
 
 def build(b: Blocks) -> None:

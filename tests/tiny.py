@@ -17,8 +17,8 @@ from wgllm.backends.numpy_program import NumpyExecutor, NumpyProgram
 from wgllm.backends.segments import Pipeline
 from wgllm.cache import KVCache, cell_counts
 from wgllm.engine import Engine
-from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import TensorView
+from wgllm.models.opening import open_model
 from wgllm.tokenizer import tokenizer_from_model
 
 DATA = Path(__file__).parent / "data" / "tiny"
@@ -32,6 +32,8 @@ class Tiny:
 
     @property
     def id(self) -> str:
+        if self.path.name.startswith("hf"):
+            return f"{self.path.parent.name}.{self.path.name}"
         return self.path.name.removesuffix(".gguf")
 
     @property
@@ -54,7 +56,17 @@ def _find() -> list[Tiny]:
     return found
 
 
+def _find_directories() -> list[Tiny]:
+    """Of Hugging Face: <model>/hf, and <model>/hf-<type> whose weights are of that type."""
+    found = []
+    for path in sorted(DATA.glob("*/hf*")):
+        kind = path.name.removeprefix("hf").replace("-", ".")
+        found.append(Tiny(path, path.with_name(f"expected{kind}.json")))
+    return found
+
+
 ALL = _find()
+DIRECTORIES = _find_directories()
 
 
 def tiny(name: str) -> Tiny:
@@ -65,7 +77,7 @@ def load_on(
     executor: Executor, path: Path, *, largest_step: int = 64, ctx: int = CTX, slots: int = 1, **options: Any
 ) -> Program:
     """The model at ``path`` on an executor."""
-    file = open_gguf(path)
+    file = open_model(path, quantize=options.pop("quantize", None))
     built = models.build(file)
     sizes = cell_counts(built.graph.windows, ctx, largest_step, slots)
     wanted = LoadOptions(sizes, largest_step=largest_step, ctx_size=ctx, **options)
@@ -81,7 +93,7 @@ def engine_on(
     changed: Mapping[str, TensorView] | None = None,
 ) -> Engine:
     """An engine for the model ``name``, some of its tensors ``changed``. With small steps rings are small too."""
-    file = open_gguf(tiny(name).path)
+    file = open_model(tiny(name).path)
     built = models.build(file)
     sizes = cell_counts(built.graph.windows, ctx, largest_step, slots=1)
     options = LoadOptions(sizes, largest_step=largest_step, ctx_size=ctx)
@@ -97,7 +109,7 @@ def engine_on(
 
 def load_program(path: Path, *, largest_step: int = 256, **options: Any) -> NumpyProgram:
     """The model at ``path`` on NumPy, with room for the whole context."""
-    file = open_gguf(path)
+    file = open_model(path, quantize=options.pop("quantize", None))
     built = models.build(file)
     sizes = cell_counts(built.graph.windows, CTX, largest_step, slots=options.pop("slots", 1))
     return NumpyExecutor().load(built.graph, file.tensors, LoadOptions(sizes, **options))

@@ -99,7 +99,7 @@ def identify(name: str | os.PathLike[str], catalog: Catalog | None = None) -> En
     path = Path(os.path.expanduser(text))  # noqa: PTH111
     if text and os.path.exists(path):  # noqa: PTH110
         return path
-    is_file_name = text.lower().endswith(".gguf")
+    is_file_name = text.lower().endswith((".gguf", ".safetensors", ".safetensors.index.json"))
     if is_file_name or any(s in text for s in ("/", os.sep)):
         # Where a folder has the first part of the name, it is a path with a mistake in it, else a repository.
         could_be_hub = isinstance(name, str) and not is_file_name and not os.path.isdir(path.parent)  # noqa: PTH112
@@ -195,8 +195,8 @@ def _unknown(text: str, catalog: Catalog) -> str:
     if similar := catalog.similar(text):
         return f"no model {shown!r}; did you mean {' or '.join(similar[:8])}?"
     return (
-        f"no model {shown!r}; a name is one of the catalogue (`wgllm search` lists them), a path to a GGUF file, or "
-        "org/repo on Hugging Face"
+        f"no model {shown!r}; a name is one of the catalogue (`wgllm search` lists them), a path to a GGUF file or a "
+        "directory with safetensors, or org/repo on Hugging Face"
     )
 
 

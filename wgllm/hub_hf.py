@@ -1,4 +1,7 @@
-"""GGUF files from Hugging Face: names to files, with huggingface_hub's settings, token and offline switch."""
+"""Models from Hugging Face: names to files, with huggingface_hub's settings, token and offline switch.
+
+GGUF files, and where a repository has none, its safetensors with the JSON files that belong to them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,14 @@ if TYPE_CHECKING:
 DEFAULT_QUANT = "Q4_K_M"
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+# What goes with weights in safetensors.
+_BESIDE = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "chat_templates/default.jinja", "additional_chat_templates/default.jinja",
+)  # fmt: skip
 # GGUF files that are no language model.
 _OTHER = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 _QUANT = re.compile(r"(?<![A-Za-z0-9])(I?Q\d\w*|BF16|F16|F32)(?![A-Za-z0-9_])", re.IGNORECASE)
@@ -45,7 +56,8 @@ class _Remote:
 
     name: str
     size: int
-    sha256: str
+    hash: str
+    """SHA-256 or, of small files, git's SHA-1."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ def _copies(repo: str, quant: str | None, file: str | None) -> list[tuple[Path, 
     copies: list[tuple[Path, ...]] = []
     for folder in cache.snapshots(repo):
         models = _models(cache.file_names(folder))
-        if found := _named(models, file) if file else _of_quant(models, quant or DEFAULT_QUANT):
+        if found := _named(models, file) if file else _meant(models, quant):
             copies.append(tuple(folder / name for name in found[0]) if len(found) == 1 else ())
     return copies
 
@@ -134,7 +146,7 @@ def fetch_from_hub(
     chosen = _remote_files(info, repo, quant, file)
     _announce(repo, chosen, _licence(info, repo), progress)
     total = sum(remote.size for remote in chosen)
-    missing = sum(cache.missing_bytes(repo, remote.sha256, remote.size) for remote in chosen)
+    missing = sum(cache.missing_bytes(repo, remote.hash, remote.size) for remote in chosen)
     paths: list[Path] = []
     with quiet(), cache.cache_errors():
         progress.start(repo, total, total - missing)
@@ -163,7 +175,7 @@ def describe(repo: str, quant: str | None, file: str | None = None) -> Described
     return Described(
         tuple(remote.name for remote in chosen),
         sum(remote.size for remote in chosen),
-        sum(cache.missing_bytes(repo, remote.sha256, remote.size) for remote in chosen),
+        sum(cache.missing_bytes(repo, remote.hash, remote.size) for remote in chosen),
         _licence(info, repo),
     )
 
@@ -180,17 +192,20 @@ def _remote_files(info: ModelInfo, repo: str, quant: str | None, file: str | Non
     names = _choose(_named(models, file) if file else models, repo, None if file else quant)
     chosen = []
     for name in names:
-        lfs, size = files[name].lfs, files[name].size
-        if lfs is None or not re.fullmatch(r"[0-9a-f]{64}", lfs.sha256) or not size:
+        lfs, size, blob = files[name].lfs, files[name].size, files[name].blob_id
+        small = name in (_INDEX, *_BESIDE)
+        found = lfs.sha256 if lfs is not None else str(blob) if small else ""
+        if not re.fullmatch(r"[0-9a-f]{64}" if lfs is not None else r"[0-9a-f]{40}", found) or not size:
             raise DownloadError(f"{repo}: Hugging Face tells no SHA-256 of {printable(name)}")
-        chosen.append(_Remote(name, size, lfs.sha256))
+        chosen.append(_Remote(name, size, found))
     if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
         raise DownloadError(f"{repo}: Hugging Face tells no commit")
     return chosen
 
 
 def _models(names: Iterable[str]) -> list[list[str]]:
-    """The names of GGUF files, one list for each model, split models in order and only if complete."""
+    """The names of each model's files: GGUF, split models in order and only if complete; else safetensors."""
+    names = list(names)
     whole: list[list[str]] = []
     shards: dict[tuple[str, int], dict[int, str]] = {}
     for name in sorted(names):
@@ -204,7 +219,24 @@ def _models(names: Iterable[str]) -> list[list[str]]:
     for (_, count), found in shards.items():
         if sorted(found) == list(range(1, count + 1)):
             whole.append([found[i] for i in sorted(found)])
-    return whole
+    return whole or _safetensors(set(names))
+
+
+def _safetensors(names: set[str]) -> list[list[str]]:
+    """The files of the model in safetensors, if it is complete: its weights or their index, then all others."""
+    if "config.json" not in names:
+        return []
+    if "model.safetensors" in names:
+        weights = ["model.safetensors"]
+    elif _INDEX in names:
+        shards = sorted(name for name in names if _WEIGHTS_SHARD.fullmatch(name))
+        expected = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        if not shards or shards != expected:
+            return []
+        weights = [_INDEX, *shards]
+    else:
+        return []
+    return [[*weights, *(name for name in _BESIDE if name in names)]]
 
 
 def _named(models: list[list[str]], file: str) -> list[list[str]]:
@@ -220,14 +252,23 @@ def _of_quant(models: list[list[str]], quant: str) -> list[list[str]]:
     return [m for m in found if not ((s := _SHARD.fullmatch(m[0])) and s[1].lower() in whole)]
 
 
+def _meant(models: list[list[str]], quant: str | None) -> list[list[str]]:
+    """Those of a quantization; without one the default, or the model in safetensors."""
+    weights = [] if quant else [m for m in models if m[0].startswith("model.safetensors")]
+    return _of_quant(models, quant or DEFAULT_QUANT) or weights
+
+
 def _choose(models: list[list[str]], repo: str, quant: str | None) -> list[str]:
-    found = _of_quant(models, quant or DEFAULT_QUANT)
+    found = _meant(models, quant)
     if not found and quant is None:
         found = models
     if len(found) == 1:
         return found[0]
     if not models:
-        raise ModelNotFoundError(f"{repo} on Hugging Face has no GGUF file; a repository named ...-GGUF may")
+        raise ModelNotFoundError(
+            f"{repo} on Hugging Face has no GGUF file, and no config.json with safetensors; a repository named "
+            "...-GGUF may"
+        )
     shown = ", ".join(printable(m[0]) for m in (found or models)[:20])
     if found:
         raise ModelNotFoundError(f"{repo} has several models; name one as hf:{repo}:QUANT, of {shown}")
@@ -236,7 +277,7 @@ def _choose(models: list[list[str]], repo: str, quant: str | None) -> list[str]:
 
 def _announce(repo: str, files: list[_Remote], licence: str, progress: Progress) -> None:
     size = sum(file.size for file in files)
-    missing = sum(cache.missing_bytes(repo, file.sha256, file.size) for file in files)
+    missing = sum(cache.missing_bytes(repo, file.hash, file.size) for file in files)
     names = printable(", ".join(file.name for file in files))
     progress.message(f"Fetching {repo}: {names}, {size_text(size)}")
     progress.message(f"  licence: {licence}")
@@ -251,21 +292,21 @@ def _fetch(repo: str, commit: str, file: _Remote, before: int, progress: Progres
 
     ``before`` bytes of other files have come already.
     """
-    blob = cache.repo_folder(repo) / "blobs" / file.sha256
-    partial = cache.partial(repo, file.sha256)
+    blob = cache.repo_folder(repo) / "blobs" / file.hash
+    partial = cache.partial(repo, file.hash)
     blob.parent.mkdir(parents=True, exist_ok=True)
-    with cache.lock(repo, file.sha256, progress):
-        if not (blob.is_file() and cache.sha256(blob) == file.sha256):
+    with cache.lock(repo, file.hash, progress):
+        if not (blob.is_file() and cache.hash_of(blob, file.hash) == file.hash):
             try:
                 _download(repo, commit, file, partial, lambda n: progress.update(before + n))
             except KeyboardInterrupt:
                 progress.message("Stopped; what has come is kept, the same command goes on from there")
                 raise
-            if cache.sha256(partial) != file.sha256:
+            if cache.hash_of(partial, file.hash) != file.hash:
                 partial.unlink()
                 raise DownloadError(f"{repo}: {printable(file.name)} came with the wrong SHA-256; try again")
             partial.replace(blob)
-        path = cache.publish(repo, commit, file.name, file.sha256)
+        path = cache.publish(repo, commit, file.name, file.hash)
         cache.is_sound(path, SilentProgress())  # notes that it has been checked
         progress.update(before + file.size)
         return path

@@ -1,6 +1,7 @@
 """The Hugging Face cache, which other programs share: finding files in it, checking them, adding and removing them.
 
-Its layout is documented: ``blobs/<sha256>`` holds a file's bytes, ``snapshots/<commit>/<name>`` links to them,
+Its layout is documented: ``blobs/<hash>`` holds a file's bytes (SHA-256, or git's SHA-1 of small files),
+``snapshots/<commit>/<name>`` links to them,
 ``refs/main`` names the commit that the branch is at. What is on its way is ``blobs/<sha256>.incomplete``, which
 huggingface_hub of some versions goes on with as well; its lock is theirs. (We fetch by ourselves, since other versions
 of it throw away what has come when a download breaks.)
@@ -24,7 +25,7 @@ from wgllm.hub_lock import one_at_a_time
 from wgllm.hub_progress import Progress, size_text
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BROKEN = (errno.EROFS, errno.EIO)
 
@@ -75,12 +76,12 @@ def repos() -> list[str]:
 
 
 def is_sound(path: Path, progress: Progress) -> bool:
-    """Whether the file in a snapshot has the SHA-256 that its blob is named after; hashed once, then remembered.
+    """Whether the file in a snapshot has the hash that its blob is named after; hashed once, then remembered.
 
     Where the system has no links, or the file came without a hash, there is nothing to compare with.
     """
     blob = path.resolve()
-    if not _SHA256.fullmatch(blob.name):
+    if not _HASH.fullmatch(blob.name):
         return True
     status = blob.stat()
     wanted = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
@@ -92,7 +93,7 @@ def is_sound(path: Path, progress: Progress) -> bool:
         pass
     if status.st_size > 500_000_000:
         progress.message(f"Checking {printable(path.name)}")
-    if sha256(blob) != blob.name:
+    if hash_of(blob, blob.name) != blob.name:
         return False
     # Without a stamp (a cache that we may not write) the file is hashed at each start.
     with contextlib.suppress(OSError):
@@ -107,8 +108,12 @@ def _stamp(sha: str) -> Path:
     return cache_folder() / "verified" / f"{sha}.json"
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def hash_of(path: Path, like: str) -> str:
+    """The file's SHA-256 or, where ``like`` has 40 digits, the SHA-1 that git has of it."""
+    if len(like) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)

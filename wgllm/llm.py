@@ -18,9 +18,9 @@ from wgllm.builtin_templates import template_source
 from wgllm.cache import KVCache, cell_counts, state_bytes
 from wgllm.engine import Engine, EngineLike, Event, Request, run_request
 from wgllm.errors import PromptCacheError, UsageError
-from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import ModelFile
 from wgllm.graph import Graph
+from wgllm.models.opening import open_model
 from wgllm.placement import Wish, look_for_device, place
 from wgllm.rope_options import rope_overrides
 from wgllm.sampling import SamplingOptions, SamplingParams
@@ -64,6 +64,7 @@ def load(
     rope_scale: float | None = None,
     rope_freq_base: float | None = None,
     overrides: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
     chat_template: str | None = None,
     chat_template_name: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -85,7 +86,8 @@ def load(
     shaders are fastest on a graphics card, and kept in the cache directory; without, what was measured is not used.
 
     ``rope_scaling`` (none, linear), ``rope_scale`` (the context grows by this factor) and ``rope_freq_base`` change how
-    positions are encoded; ``overrides`` replace any of the file's metadata. ``chat_template`` is the name of a built-in
+    positions are encoded; ``overrides`` replace any of the file's metadata. ``quantize`` (q8_0, q4_0 …) rounds the
+    matrices of a model of float weights as they are read. ``chat_template`` is the name of a built-in
     template or the text of one (``chat_template_name`` is what errors call it), and each rendering gets
     ``chat_template_kwargs``. With ``offline`` nothing is downloaded. ``progress`` is called with the bytes of weights
     read and their total; ``download_progress`` is told of a download, and of tuning, in place of standard error.
@@ -121,7 +123,7 @@ def load(
         check_variables(chat_template_kwargs)
     options = LoadOptions({}, kv_type or "f32", memory, threads, progress, kv_type_v, flash_attention)
     path = resolve(os.fspath(model), download=not offline, progress=download_progress)
-    file = open_gguf(path, overrides)
+    file = open_model(path, overrides, quantize=quantize)
     try:
         file.override(rope_overrides(file.architecture, rope_scaling, rope_scale, rope_freq_base))
         told = download_progress or stderr_progress()

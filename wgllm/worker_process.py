@@ -314,7 +314,7 @@ def model_facts(llm: Llm, load_seconds: float) -> ModelFacts:
     tensors = list(file.tensors.values()) if file is not None else []
     for tensor in tensors:
         sizes[tensor.format.name] += tensor.nbytes
-    stem = "fake" if file is None else file.path.stem
+    stem = "fake" if file is None else (file.path.name if file.path.is_dir() else file.path.stem)
     return ModelFacts(
         name=_metadata_text(file, "general.name") or printable(stem),
         path=None if file is None else os.fspath(file.path),

@@ -78,7 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 "rfilename": name,
                 "size": len(data),
-                "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1},
+                "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
+                "lfs": None
+                if name.endswith((".json", ".jinja"))
+                else {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1},
             }
             for name, data in self.hub.repos[repo].items()
         ]

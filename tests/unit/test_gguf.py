@@ -321,11 +321,11 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> list[mmap.mmap]:
     """The maps that the reader makes."""
     made: list[mmap.mmap] = []
 
-    def record(path: Path, real: Any = reader._map) -> mmap.mmap:
-        made.append(real(path))
+    def record(path: Path, kind: str, real: Any = reader.map_file) -> mmap.mmap:
+        made.append(real(path, kind))
         return made[-1]
 
-    monkeypatch.setattr(reader, "_map", record)
+    monkeypatch.setattr(reader, "map_file", record)
     return made
 
 

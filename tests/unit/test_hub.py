@@ -127,7 +127,7 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("coder", "did you mean qwen2.5-coder:1.5b or qwen2.5-coder:0.5b"),
         (
             "nothing",
-            "a name is one of the catalogue (`wgllm search` lists them), a path to a GGUF file, or org/repo",
+            "a path to a GGUF file or a directory with safetensors, or org/repo on Hugging Face",
         ),
         ("b.gguf", "no such file: b.gguf; there is aa.gguf"),
         ("./nowhere/b.gguf", "no such file: ./nowhere/b.gguf"),

@@ -29,6 +29,20 @@ REPOS: dict[str, dict[str, bytes]] = {
     },
     "org/one": {"only.gguf": b"GGUF one" * 100},
     "org/none": {"model.safetensors": b"no"},
+    "org/weights": {
+        ".gitattributes": b"x",
+        "README.md": b"text",
+        "config.json": b'{"model_type": "llama"}',
+        "tokenizer.json": b"{}",
+        "chat_template.jinja": b"{{ messages }}",
+        "pytorch_model.bin": b"\x80pickle",
+        "consolidated.safetensors": b"no",
+        "model.safetensors.index.json": b'{"weight_map": {}}',
+        "model-00001-of-00002.safetensors": b"first shard" * 100,
+        "model-00002-of-00002.safetensors": b"second shard" * 100,
+    },
+    "org/both": {"config.json": b"{}", "model.safetensors": b"weights", "both-Q4_K_M.gguf": b"GGUF both" * 9},
+    "org/swapped": {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"swapped weights"},
     "org/lying": {"lying.gguf": b"GGUF as promised"},
 }
 
@@ -37,6 +51,7 @@ REPOS: dict[str, dict[str, bytes]] = {
 def endpoint() -> Iterator[str]:
     with FakeHub(REPOS) as hub:
         hub.faults["org/lying"] = "wrong"
+        hub.faults["org/swapped"] = "wrong"
         hub.faults["org/gated"] = "gated"
         yield hub.endpoint
 
@@ -100,6 +115,24 @@ def test_hub_names(endpoint: str, tmp_path: Path) -> None:
     assert offline[3] == "3 org/absent is not in the Hugging Face cache; HF_HUB_OFFLINE is set"
 
 
+def test_a_repository_without_gguf_gives_its_safetensors(endpoint: str, tmp_path: Path) -> None:
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    answers = ask(["org/weights", "org/both", "org/swapped", "org/weights:Q8_0"], **env)
+    assert answers[0] == 'file {"weight_ma' and answers[1] == "file GGUF bothGG"
+    assert answers[2].startswith("3 org/swapped: model.safetensors came with the wrong SHA-256")
+    assert answers[3].startswith("3 org/weights has no Q8_0; it has model.safetensors.index.json")
+    folder = tmp_path / "hub" / "models--org--weights" / "snapshots" / COMMIT
+    wanted = set(REPOS["org/weights"]) - {
+        ".gitattributes", "README.md", "pytorch_model.bin", "consolidated.safetensors",
+    }  # fmt: skip
+    assert {p.name for p in folder.iterdir()} == wanted
+    assert all((folder / name).read_bytes() == REPOS["org/weights"][name] for name in wanted)
+    # Without the network it is found again; a damaged file is noticed, by git's SHA-1 as well.
+    assert ask(["org/weights"], **env, HF_HUB_OFFLINE="1") == answers[:1]
+    (folder / "config.json").resolve().write_bytes(b"{}")
+    assert "damaged" in ask(["org/weights"], **env, HF_HUB_OFFLINE="1")[0]
+
+
 def test_what_is_cached_needs_no_network_and_no_hub_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "models--org--one"
     (folder / "refs").mkdir(parents=True)
@@ -123,6 +156,20 @@ def test_choosing() -> None:
         _choose([["a-Q8_0.gguf"], ["a-F16.gguf"]], "o/r", None)
     with pytest.raises(ModelNotFoundError, match="several models"):
         _choose([["a-Q8_0.gguf"], ["b-Q8_0.gguf"]], "o/r", "Q8_0")
+
+
+def test_safetensors_must_be_complete() -> None:
+    shards = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    index = "model.safetensors.index.json"
+    assert _models(["config.json", index, *shards, "tokenizer.json", "x.bin", "sub/config.json"]) == [
+        [index, *shards, "config.json", "tokenizer.json"]
+    ]
+    assert _models(["config.json", "model.safetensors", index, *shards]) == [
+        ["model.safetensors", "config.json"]
+    ]
+    assert _models(["config.json", index, *shards[:2]]) == []
+    assert _models([index, *shards]) == []
+    assert _models(["config.json", "model.safetensors", "m-Q8_0.gguf"]) == [["m-Q8_0.gguf"]]
 
 
 def test_hostile_file_names_and_incomplete_splits_are_left_out() -> None:
@@ -178,6 +225,15 @@ def test_main_comes_before_other_commits(publish: Callable[[str, str, str], Path
     assert [m.files for m in all_cached()] == [(main,)]
     main.unlink()
     assert find_cached("o/r", "Q8_0") == (newest,)
+
+
+def test_safetensors_of_the_cache_are_listed_and_removed(publish: Callable[[str, str, str], Path]) -> None:
+    weights, config = publish(NEW, "model.safetensors", "1"), publish(NEW, "config.json", "2")
+    publish(NEW, "README.md", "3")
+    assert find_cached("o/r", None) == (weights, config)
+    assert {m.name: m.files for m in all_cached()} == {"hf:o/r": (weights, config)}
+    assert hub.remove("hf:o/r") == 2000
+    assert all_cached() == []
 
 
 def test_rm_takes_a_model_out_of_every_commit(publish: Callable[[str, str, str], Path]) -> None:

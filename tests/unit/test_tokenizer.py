@@ -124,6 +124,57 @@ class TestLoading:
         ]
         assert 514 in tok.tokenize("a <think>") and 512 not in tok.tokenize("<|done|>", add_special=False)
 
+    def test_added_tokens_beyond_the_embedding_are_left_out(self, tmp_path: Path) -> None:
+        for name in ("tokenizer.json", "tokenizer.model"):
+            folder = tmp_path / name.replace(".", "-")
+            folder.mkdir()
+            shutil.copy(TOK / "spm-gemma" / name, folder)
+            if name.endswith("json"):
+                data = json.loads((folder / name).read_text(encoding="utf-8"))
+                data["added_tokens"] += [{"id": 512, "content": "<row>"}, {"id": 513, "content": "<image>"}]
+                (folder / name).write_text(json.dumps(data))
+            else:
+                decoder = {str(i): {"content": t} for i, t in ((512, "<row>"), (513, "<image>"))}
+                (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+            assert load_tokenizer(folder).vocab_size == 514
+            tok = load_tokenizer(folder, n_rows=513)
+            assert tok.vocab_size == 513 and tok.token_text(512) == "<row>"
+            assert max(tok.tokenize("an <image>", parse_special=True)) < 512
+
+    def test_tokens_that_only_the_settings_know_are_added(self, tmp_path: Path) -> None:
+        shutil.copy(TOK / "bpe" / "tokenizer.json", tmp_path)
+        decoder = {
+            "511": {"content": "<|im_end|>", "special": True},
+            "512": {"content": "<|done|>", "special": True, "rstrip": True},
+        }
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps({"added_tokens_decoder": decoder, "eos_token": "<|done|>"})
+        )
+        tok = load_tokenizer(tmp_path)
+        assert tok.vocab_size == 513 and tok.eos_id == 512
+        assert tok.tokenize("<|done|>", parse_special=True) == [512]
+        decoder["9" * 5000] = {"content": "x"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+        assert load_tokenizer(tmp_path).vocab_size == 512
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {"chat_template.jinja": "T", "tokenizer_config.json": '{"chat_template": "other"}'},
+            {"tokenizer_config.json": '{"chat_template": "T"}'},
+            {"tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "T"}]}'},
+            {"chat_template.json": '{"chat_template": "T"}'},
+            {"chat_templates/default.jinja": "T", "chat_templates/rag.jinja": "R"},
+            {"additional_chat_templates/default.jinja": "T"},
+        ],
+    )
+    def test_where_chat_templates_stand(self, tmp_path: Path, files: dict[str, str]) -> None:
+        shutil.copy(TOK / "spm" / "tokenizer.model", tmp_path)
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        assert load_tokenizer(tmp_path).chat_template == "T"
+
     def test_errors_name_what_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ModelNotFoundError, match="no tokenizer at"):
             load_tokenizer(tmp_path / "nothing")

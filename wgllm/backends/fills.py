@@ -23,15 +23,26 @@ def fill_pieces(fill: Fill, weights: Mapping[str, TensorView]) -> Iterator[tuple
     elif fill.kind == "numbers":
         yield 0, _bytes(np.concatenate([weights[r.tensor].array()[r.first : r.last] for r in fill.rows]))
     else:
-        parts = [_blocks(weights[r.tensor], r) for r in fill.rows]
+        parts = [_Blocks(weights[r.tensor], r) for r in fill.rows]
         fmt = weights[fill.rows[0].tensor].format
         yield from fmt.layout(sum(map(len, parts))).pieces(*parts)
 
 
-def _blocks(view: TensorView, rows: Rows) -> Bytes:
-    """[n, type_size]"""
-    row_bytes = view.format.row_bytes(view.shape[-1])
-    return view.data[rows.first * row_bytes : rows.last * row_bytes].reshape(-1, view.format.type_size)
+class _Blocks:
+    """The blocks [n, type_size] of some rows, read a slice at a time."""
+
+    def __init__(self, view: TensorView, rows: Rows) -> None:
+        per_row = view.shape[-1] // view.format.block_size
+        self._view = view
+        self._first = rows.first * per_row
+        self.shape = ((rows.last - rows.first) * per_row, view.format.type_size)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> Bytes:
+        start, stop, _ = part.indices(len(self))
+        return self._view.blocks(self._first + start, self._first + stop)
 
 
 def packed_file(plan: Plan, weights: Mapping[str, TensorView]) -> Iterator[Bytes]:

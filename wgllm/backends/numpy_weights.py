@@ -154,6 +154,8 @@ def make_dense(
     """
     sizes = np.cumsum([m.size for m in matrices], dtype=np.int64)
     chosen = matrices[: int(np.searchsorted(sizes, budget // 4, side="right"))]
+    for m in matrices[len(chosen) :]:
+        m.views = tuple(view.kept() for view in m.views)
     arena = allocate((sum(m.size for m in chosen),), huge_pages=True)
     work: list[tuple[TensorView, int, F32]] = []
     at = 0

@@ -120,10 +120,10 @@ def _check_model(executor: WebGpuExecutor, name: str, report: Report) -> None:
     from wgllm.cache import cell_counts
     from wgllm.check import MODEL_STEPS, Verdict, check_model
     from wgllm.check_report import model_facts
-    from wgllm.formats.gguf import open_gguf
     from wgllm.hub import resolve
+    from wgllm.models.opening import open_model
 
-    with open_gguf(resolve(name)) as file:
+    with open_model(resolve(name)) as file:
         built = models.build(file)
         report.model = model_facts(file)
         rows = max(MODEL_STEPS)

@@ -102,7 +102,7 @@ _NO_GRAMMAR = "constrained output is not part of this version"
 which_model = combined(
     click.option(
         "-m", "--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME|PATH", shell_complete=complete_models,
-        help="A name of the catalogue, a file, or a Hugging Face name.",
+        help="A name of the catalogue, a file or directory, or a Hugging Face name.",
     ),
     click.option("-hf", "--hf-repo", default=None, metavar="USER/MODEL[:QUANT]",
                  help="A repository on Hugging Face instead; QUANT is Q4_K_M unless given."),
@@ -119,6 +119,11 @@ kv_type_options = combined(
 override_option = click.option(
     "--override-kv", multiple=True, metavar="KEY=TYPE:VALUE",
     help="Replace metadata of the file; TYPE is int, float, bool or str. May be repeated.",
+)  # fmt: skip
+
+quantize_option = click.option(
+    "--quantize", default=None, metavar="FORMAT",
+    help="Round a model of float weights to q8_0, q5_1, q5_0, q4_1, q4_0 … as it is read.",
 )  # fmt: skip
 
 model_options = combined(
@@ -144,6 +149,7 @@ model_options = combined(
     click.option("--rope-freq-scale", type=_positive, default=None, metavar="N",
                  help="Expand the context by a factor of 1/N."),
     override_option,
+    quantize_option,
     click.option("--backend", type=click.Choice(("auto", "webgpu", "numpy")), default="auto", show_default=True,
                  help="What computes; auto: a GPU, or NumPy where there is none."),
     click.option("--device", default=None, metavar="NAME|INDEX", help="The GPU to use, as `wgllm devices` lists them."),
@@ -217,6 +223,7 @@ def load_arguments(
     rope_freq_base: float | None,
     rope_freq_scale: float | None,
     override_kv: tuple[str, ...],
+    quantize: str | None,
     backend: str,
     device: str | None,
     gpu_layers: int | None,
@@ -252,6 +259,7 @@ def load_arguments(
         "rope_scale": rope_scale,
         "rope_freq_base": rope_freq_base,
         "overrides": overrides,
+        "quantize": quantize,
         "chat_template": template,
         "chat_template_name": None if template == chat_template else chat_template_file or chat_template,
         "chat_template_kwargs": template_kwargs,

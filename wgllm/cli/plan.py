@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import click
 
 from wgllm.cli.console import CONTEXT, loading_bar, say, use_utf8
-from wgllm.cli.options import kv_type_options, model_name, override_option, parse_overrides, which_model
+from wgllm.cli.options import (
+    kv_type_options,
+    model_name,
+    override_option,
+    parse_overrides,
+    quantize_option,
+    which_model,
+)
 from wgllm.errors import DeviceError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -42,6 +49,7 @@ _DEFAULT_LIMITS = "WebGPU's default limits"
 )
 @kv_type_options
 @override_option
+@quantize_option
 @click.option(
     "--device",
     default=None,
@@ -75,8 +83,8 @@ _DEFAULT_LIMITS = "WebGPU's default limits"
 )
 def plan_command(
     model: str, hf_repo: str | None, offline: bool, ctx_size: int | None, kv_type: str, kv_type_v: str,
-    override_kv: tuple[str, ...], device: str | None, rows: int | None, pos: int | None, as_json: bool,
-    export: str | None, host: Literal["tint", "naga"],
+    override_kv: tuple[str, ...], quantize: str | None, device: str | None, rows: int | None, pos: int | None,
+    as_json: bool, export: str | None, host: Literal["tint", "naga"],
 ) -> None:  # fmt: skip
     """Show what a model becomes on a GPU: buffers, kernels, dispatches, and bytes per token.
 
@@ -100,12 +108,12 @@ def plan_command(
     """
     use_utf8()
     overrides = parse_overrides(override_kv)
-    from wgllm.formats.gguf import open_gguf
     from wgllm.hub import resolve
+    from wgllm.models.opening import open_model
 
     path = resolve(model_name(model, hf_repo), download=not offline)
     limits, where = _limits(device)
-    file = open_gguf(path, overrides)
+    file = open_model(path, overrides, quantize=quantize)
     try:
         request = _request(file, ctx_size, (kv_type, kv_type_v), rows, pos, limits, where, host)
         facts = _facts(request)

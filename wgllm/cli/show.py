@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wgllm.cli.console import CONTEXT, use_utf8, write_text
-from wgllm.cli.options import DEFAULT_MODEL, complete_models, model_name, parse_overrides
+from wgllm.cli.options import DEFAULT_MODEL, complete_models, model_name, parse_overrides, quantize_option
 from wgllm.errors import ModelFileError, UsageError, printable
 from wgllm.kv_types import KV_BITS, KV_TYPES
 
@@ -51,12 +51,13 @@ if TYPE_CHECKING:
 @click.option(
     "--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Replace metadata; may be repeated."
 )
+@quantize_option
 @click.option("--tensors", "list_tensors", is_flag=True, help="List every tensor.")
 @click.option("--template", "only_template", is_flag=True, help="Only the chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 def show_command(
     name: str | None, model: str | None, hf_repo: str | None, ctx_size: int, kv_type: str,
-    override_kv: tuple[str, ...], list_tensors: bool, only_template: bool, as_json: bool,
+    override_kv: tuple[str, ...], quantize: str | None, list_tensors: bool, only_template: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show a model's metadata, tensors and the memory that it will take. Nothing is downloaded.
 
@@ -72,14 +73,14 @@ def show_command(
       wgllm tokenize    what its tokenizer does
     """
     use_utf8()
-    from wgllm.formats.gguf import open_gguf
     from wgllm.hub import resolve
+    from wgllm.models.opening import open_model
 
     given = [n for n in (name, model, hf_repo) if n is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(map(printable, given))}: show one model at a time")
     path = resolve(model_name(model or name or DEFAULT_MODEL, hf_repo), download=False)
-    file = open_gguf(path, parse_overrides(override_kv))
+    file = open_model(path, parse_overrides(override_kv), quantize=quantize)
     try:
         if only_template:
             if file.chat_template is None:

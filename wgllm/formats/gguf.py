@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import re
-import stat
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from wgllm.errors import ModelFileError, ModelNotFoundError
 from wgllm.formats.gguf_header import Header, parse_header
+from wgllm.formats.mapping import close_maps, forget, map_file
 from wgllm.formats.model_file import Conventions, ModelFile, Overlay, TensorView
 
 # Architectures whose rope turns neighbours (2i, 2i + 1); llama.cpp: llama_model_rope_type, ROPE_TYPE_NORM.
@@ -46,7 +45,7 @@ def open_gguf(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None 
     except BaseException as error:
         # The frames of the traceback hold the map, and Windows lets nobody delete a mapped file.
         traceback.clear_frames(error.__traceback__)
-        _close(maps)
+        close_maps(maps)
         raise
 
 
@@ -56,7 +55,7 @@ def _open(path: Path, maps: list[mmap.mmap], overrides: Mapping[str, Any]) -> Mo
     if n_shards > 1 or _split_value(path, header, "split.no", 0):
         _add_shards(path, header, n_shards, tensors, maps)
     metadata = Overlay(header.metadata, overrides) if overrides else header.metadata
-    return ModelFile(path, metadata, tensors, _conventions(metadata), partial(_close, maps))
+    return ModelFile(path, metadata, tensors, _conventions(metadata), partial(close_maps, maps))
 
 
 def _conventions(metadata: Mapping[str, Any]) -> Conventions:
@@ -69,52 +68,16 @@ def _conventions(metadata: Mapping[str, Any]) -> Conventions:
 
 def _open_one(path: Path, maps: list[mmap.mmap]) -> tuple[Header, dict[str, TensorView]]:
     """Maps one file; its map joins ``maps``, which the caller closes."""
-    mapped = _map(path)
+    mapped = map_file(path, "a GGUF file")
     maps.append(mapped)
     buffer = memoryview(mapped)
     header = parse_header(buffer, path)
     data = np.frombuffer(buffer, np.uint8)
     tensors = {
-        name: TensorView(name, shape, fmt, data[start:stop], partial(_forget, mapped, start, stop))
+        name: TensorView(name, shape, fmt, data[start:stop], partial(forget, mapped, start, stop))
         for name, shape, fmt, start, stop in header.tensors
     }
     return header, tensors
-
-
-def _map(path: Path) -> mmap.mmap:
-    """The file, mapped read-only."""
-    try:
-        # Opening a FIFO would wait for a writer, so look first.
-        info = path.stat()
-        if stat.S_ISDIR(info.st_mode):
-            raise ModelFileError(path, "file", "is a directory, not a GGUF file")
-        if not stat.S_ISREG(info.st_mode):
-            raise ModelFileError(path, "file", "is not a regular file")
-        with path.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise ModelFileError(path, "file", "the file is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelNotFoundError(f"no model file at {str(path)!r}") from None
-    except (OSError, ValueError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ModelFileError(path, "file", f"cannot be read: {reason}") from None
-
-
-def _forget(mapped: mmap.mmap, start: int, stop: int) -> None:
-    """Takes the pages that lie between two places out of memory, where the system lets us."""
-    start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    stop = stop // mmap.PAGESIZE * mmap.PAGESIZE
-    if hasattr(mmap, "MADV_DONTNEED") and start < stop and not mapped.closed:
-        with contextlib.suppress(OSError):
-            mapped.madvise(mmap.MADV_DONTNEED, start, stop - start)
-
-
-def _close(maps: Iterable[mmap.mmap]) -> None:
-    for mapped in maps:
-        # Arrays that somebody still holds keep their map alive; it goes when the last of them does.
-        with contextlib.suppress(BufferError):
-            mapped.close()
 
 
 def _split_value(path: Path, header: Header, key: str, default: int | None = None) -> int:

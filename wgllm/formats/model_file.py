@@ -20,7 +20,11 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor as it lies in the file. Nothing is read until ``data`` is."""
+    """A tensor as it lies in the file. Nothing is read until ``data`` is.
+
+    Those that are made of others when they are used (``wgllm.formats.views``) have the same methods; ``blocks`` reads
+    them in pieces, while their ``data`` is a copy of the whole.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,7 +41,7 @@ class TensorView:
 
     @property
     def nbytes(self) -> int:
-        return int(self.data.nbytes)
+        return self.size // self.format.block_size * self.format.type_size
 
     @property
     def n_rows(self) -> int:
@@ -54,8 +58,8 @@ class TensorView:
     def rows_into(self, out: NDArray[np.float32], start: int = 0) -> None:
         """Dequantizes rows ``start : start + len(out)`` into ``out``: C-contiguous float32 [n, shape[-1]]."""
         fmt = self.format
-        row_bytes = fmt.row_bytes(self.shape[-1])
-        blocks = self.data[start * row_bytes : (start + len(out)) * row_bytes].reshape(-1, fmt.type_size)
+        per_row = self.shape[-1] // fmt.block_size
+        blocks = self.blocks(start * per_row, (start + len(out)) * per_row)
         fmt.dequantize_blocks(blocks, out.reshape(-1, fmt.block_size))
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -65,6 +69,21 @@ class TensorView:
         out = np.empty((len(rows), self.shape[-1]), np.float32)
         fmt.dequantize_blocks(blocks.reshape(-1, fmt.type_size), out.reshape(-1, fmt.block_size))
         return out
+
+    def blocks(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Blocks ``start:stop`` of the format, counted over the whole tensor: uint8 [stop - start, type_size]."""
+        size = self.format.type_size
+        return self.data[start * size : stop * size].reshape(-1, size)
+
+    def sample(self, start: int, stop: int) -> bytes:
+        """Bytes ``start:stop``, or fewer where the tensor ends; nothing else is read."""
+        size = self.format.type_size
+        first, stop = start // size, min(stop, self.nbytes)
+        return self.blocks(first, -(-stop // size)).tobytes()[start - first * size : stop - first * size]
+
+    def kept(self) -> TensorView:
+        """The same tensor for use again and again: one that has to be made lies in memory then."""
+        return self
 
     def array(self) -> NDArray[np.float32]:
         """The whole tensor as float32 in ``shape``."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,17 @@ Planes = tuple[tuple[int, int], ...]
 
 # Blocks are copied about this many bytes at a time.
 _PIECE = 4 << 20
+
+
+class Blocks(Protocol):
+    """Blocks of a format, [n, type_size], that are read a slice at a time: an array, or what makes one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Layout:
         """What the format's shader needs to know: ``PLANE_0``, ``PLANE_1``, …"""
         return {f"PLANE_{i}": offset for i, offset in enumerate(self.offsets)}
 
-    def pieces(self, *parts: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def pieces(self, *parts: Blocks) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Bytes of the buffer and where they begin; the rest of the buffer is zero.
 
         ``parts``, each [n, type_size], are together the layout's blocks in order. Each piece is a multiple of 4 bytes
@@ -68,13 +80,13 @@ class Layout:
                 yield 4 * offset + at * width, plane
 
 
-def _slice(parts: Sequence[NDArray[np.uint8]], first: int, last: int) -> NDArray[np.uint8]:
+def _slice(parts: Sequence[Blocks], first: int, last: int) -> NDArray[np.uint8]:
     """Rows ``first:last`` of the parts on top of each other; a copy only where they lie in more than one."""
     found, start = [], 0
     for part in parts:
-        inside = part[max(0, first - start) : max(0, last - start)]
-        if len(inside):
-            found.append(inside)
+        inside = slice(max(0, first - start), min(len(part), last - start))
+        if inside.start < inside.stop:
+            found.append(part[inside])
         start += len(part)
     return found[0] if len(found) == 1 else np.concatenate(found)
 

@@ -17,6 +17,7 @@ from wgllm.tokenizer.bpe import (
     no_threads,
     run_pipeline,
 )
+from wgllm.tokenizer.hf_files import chat_template, read_beside, read_bytes, read_object
 from wgllm.tokenizer.spm import BYTE_TEXTS, SpmTokenizer, spm_token_bytes
 from wgllm.tokenizer.spm_proto import parse_model
 from wgllm.tokenizer.vocabulary import TokenType, Vocabulary, no_garbage_collection
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 _MAX_ID = 1 << 22  # tables are made for every id up to the largest
-_MAX_BYTES = 1 << 28
 _ROLES = ("bos", "eos", "unk", "pad", "sep", "mask")
 
 
@@ -49,9 +49,10 @@ class JsonTokenizer(Tokenizer):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += run_pipeline(
-                    self._pipeline if first and i == 0 else self._pipeline_after_special, piece
-                )
+                # Its patterns are the file's: one that backtracks for too long makes the library give up.
+                with library_errors(self.path, "pre_tokenizer"):
+                    pipeline = self._pipeline if first and i == 0 else self._pipeline_after_special
+                    ids += run_pipeline(pipeline, piece)
         return ids
 
     def _token_bytes(self, token_id: int) -> bytes:
@@ -59,9 +60,9 @@ class JsonTokenizer(Tokenizer):
         return (byte_level_bytes if self._byte_level else spm_token_bytes)(text, kind)
 
 
-def from_tokenizer_json(path: Path) -> JsonTokenizer:
-    """The tokenizer in a ``tokenizer.json``, with the settings beside it."""
-    data = _read_json(path)
+def from_tokenizer_json(path: Path, n_rows: int | None = None) -> JsonTokenizer:
+    """The tokenizer in a ``tokenizer.json``, with the settings beside it; added tokens have ids below ``n_rows``."""
+    data = read_object(path)
     with library_errors(path, "tokenizer.json"), no_garbage_collection():
         model = data["model"]
         if model.get("type") not in ("BPE", "Unigram"):
@@ -72,7 +73,14 @@ def from_tokenizer_json(path: Path) -> JsonTokenizer:
         words: dict[str, int] = model["vocab"]
         if model["type"] == "Unigram":
             words = {text: i for i, (text, _) in enumerate(model["vocab"])}
-        vocabulary = _json_vocabulary(path, words, model, data.get("added_tokens") or [])
+        added = _within(data.get("added_tokens") or [], n_rows)
+        known = {token.get("content") for token in added}
+        if n_rows is not None and len(added) < len(data["added_tokens"]):
+            gone = {token.get("content") for token in data["added_tokens"]} - known
+            words = {text: i for text, i in words.items() if i < n_rows or text not in gone}
+        # transformers adds what only tokenizer_config.json knows, after all others.
+        extra = [t for t in _configured(path.parent) if t.get("content") not in known.union(words)]
+        vocabulary = _json_vocabulary(path, words, model, added, _within(extra, n_rows))
         prefix = _template_ids(data.get("post_processor"), first=True)
         suffix = _template_ids(data.get("post_processor"), first=False)
         _apply_settings(vocabulary, path.parent, add_bos=bool(prefix), add_eos=bool(suffix))
@@ -87,10 +95,10 @@ def from_tokenizer_json(path: Path) -> JsonTokenizer:
         return JsonTokenizer(vocabulary, data)
 
 
-def from_sentencepiece(path: Path) -> SpmTokenizer:
-    """The tokenizer in a SentencePiece ``tokenizer.model``, with the settings beside it."""
+def from_sentencepiece(path: Path, n_rows: int | None = None) -> SpmTokenizer:
+    """The tokenizer in a SentencePiece ``tokenizer.model``, with the settings beside it; added tokens as above."""
     try:
-        model = parse_model(_read(path))
+        model = parse_model(read_bytes(path))
     except (ValueError, IndexError) as error:
         raise ModelFileError(path, "pieces", f"is not a SentencePiece model: {error}") from None
     texts, kinds = model.texts, model.types.tolist()
@@ -98,7 +106,7 @@ def from_sentencepiece(path: Path) -> SpmTokenizer:
         raise ModelFileError(path, "pieces", "has an empty piece or one twice")
     if kinds.count(TokenType.UNKNOWN) != 1:
         raise ModelFileError(path, "pieces", f"has {kinds.count(TokenType.UNKNOWN)} unknown pieces, not one")
-    _add_tokens(path, texts, kinds, _added_beside(path.parent))
+    _add_tokens(path, texts, kinds, _within(_added_beside(path.parent), n_rows))
     vocabulary = Vocabulary(path, texts, np.array(kinds, np.uint8))
     vocabulary.add_space_prefix = model.add_dummy_prefix
     vocabulary.ids["unk"] = kinds.index(TokenType.UNKNOWN)
@@ -117,7 +125,11 @@ def from_sentencepiece(path: Path) -> SpmTokenizer:
 
 
 def _json_vocabulary(
-    path: Path, words: dict[str, int], model: dict[str, Any], added: list[dict[str, Any]]
+    path: Path,
+    words: dict[str, int],
+    model: dict[str, Any],
+    added: list[dict[str, Any]],
+    extra: list[dict[str, Any]],
 ) -> Vocabulary:
     texts: list[str] = []
     if words:
@@ -136,6 +148,9 @@ def _json_vocabulary(
     if unknown in words:
         kinds[words[unknown]] = TokenType.UNKNOWN
     _add_tokens(path, texts, kinds, added)
+    extra = [token for token in extra if token["id"] >= len(texts)]
+    _add_tokens(path, texts, kinds, extra)
+    added = added + extra
     vocabulary = Vocabulary(path, texts, np.array(kinds, np.uint8))
     vocabulary.lstrip = frozenset(token["id"] for token in added if token.get("lstrip"))
     vocabulary.rstrip = frozenset(token["id"] for token in added if token.get("rstrip"))
@@ -160,17 +175,34 @@ def _add_tokens(path: Path, texts: list[str], kinds: list[Any], added: Iterable[
 
 def _added_beside(directory: Path) -> list[dict[str, Any]]:
     """Tokens that tokenizer_config.json or added_tokens.json add to a ``tokenizer.model``."""
-    config = _read_beside(directory, "tokenizer_config.json").get("added_tokens_decoder")
-    if isinstance(config, dict) and all(key.isdecimal() and isinstance(config[key], dict) for key in config):
-        return [{**config[key], "id": int(key)} for key in sorted(config, key=int)]
-    added = _read_beside(directory, "added_tokens.json")
+    if configured := _configured(directory):
+        return configured
+    added = read_beside(directory, "added_tokens.json")
     return [{"id": i, "content": text, "special": False} for text, i in added.items()]
+
+
+def _configured(directory: Path) -> list[dict[str, Any]]:
+    """``added_tokens_decoder`` of tokenizer_config.json, by id."""
+    config = read_beside(directory, "tokenizer_config.json").get("added_tokens_decoder")
+    # Ten digits are more than any id has, and int() is slow for thousands of them.
+    if not isinstance(config, dict) or any(
+        not key.isdecimal() or len(key) > 10 or not isinstance(config[key], dict) for key in config
+    ):
+        return []
+    return [{**config[key], "id": int(key)} for key in sorted(config, key=int)]
+
+
+def _within(added: list[dict[str, Any]], n_rows: int | None) -> list[dict[str, Any]]:
+    """Those that the embedding has a row for."""
+    if n_rows is None:
+        return added
+    return [t for t in added if not isinstance(t.get("id"), int) or t["id"] < n_rows]
 
 
 def _apply_settings(vocabulary: Vocabulary, directory: Path, *, add_bos: bool, add_eos: bool) -> None:
     """Special ids, BOS and EOS, end tokens and the chat template, from the JSON files of the directory."""
-    config = _read_beside(directory, "tokenizer_config.json")
-    names = {**_read_beside(directory, "special_tokens_map.json"), **config}
+    config = read_beside(directory, "tokenizer_config.json")
+    names = {**read_beside(directory, "special_tokens_map.json"), **config}
     for role in _ROLES:
         name = names.get(f"{role}_token")
         name = name.get("content") if isinstance(name, dict) else name
@@ -181,20 +213,10 @@ def _apply_settings(vocabulary: Vocabulary, directory: Path, *, add_bos: bool, a
         setattr(vocabulary, key.removesuffix("_token"), value if isinstance(value, bool) else default)
     ends: set[Any] = set()
     for file in ("generation_config.json", "config.json"):
-        value = _read_beside(directory, file).get("eos_token_id")
+        value = read_beside(directory, file).get("eos_token_id")
         ends.update([i for i in value if isinstance(i, int)] if isinstance(value, list) else [value])
     vocabulary.extra_eog = frozenset(i for i in ends if type(i) is int and 0 <= i < len(vocabulary.texts))
-    vocabulary.chat_template = _chat_template(directory, config.get("chat_template"))
-
-
-def _chat_template(directory: Path, value: Any) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return _read(file).decode("utf-8", "replace")
-    if isinstance(value, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
+    vocabulary.chat_template = chat_template(directory)
 
 
 def _template_ids(processor: Any, *, first: bool) -> list[int]:
@@ -240,27 +262,3 @@ def _find(part: Any, kind: str) -> dict[str, Any] | None:
             if (found := _find(inner, kind)) is not None:
                 return found
     return None
-
-
-def _read_beside(directory: Path, name: str) -> dict[str, Any]:
-    path = directory / name
-    return _read_json(path) if path.is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(path, "file", f"is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ModelFileError(path, "file", "is not a JSON object")
-    return data
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ModelFileError(path, "file", "is too large for a tokenizer")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(path, "file", f"cannot be read: {error.strerror}") from None
