@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
 from wgllm.errors import ModelFileError, printable
-from wgllm.formats.model_file import ModelFile
+from wgllm.formats.model_file import ModelFile, TensorView
 from wgllm.graph import Graph
-from wgllm.models import gemma3, llama, qwen2
+from wgllm.models import (
+    command_r,
+    falcon,
+    gemma,
+    gemma3,
+    gpt2,
+    gptneox,
+    granite,
+    llama,
+    olmo2,
+    phi3,
+    qwen,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Config, read_config
 from wgllm.models.hf_family import HfFamily
 from wgllm.ops import ShapeError
 
-_MODULES = (llama, qwen2, gemma3)
-
+_MODULES = (
+    command_r, falcon, gemma, gemma3, gpt2, gptneox, granite, llama, olmo2, phi3, qwen, smollm3, stablelm, starcoder2,
+)  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {
     architecture: family for family in _MODULES for architecture in family.ARCHITECTURES
 }
@@ -35,22 +52,36 @@ _UNUSED = ("attn_rot_embd.weight", "rotary_emb.inv_freq", "rope_freqs.weight")
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """A model's configuration and its textbook graph."""
+    """A model's configuration, its textbook graph, and what the graph's weights are."""
 
     config: Config
     graph: Graph
+    weights: Mapping[str, TensorView]
+    """Tensors of the file, rows of them, and vectors that are computed of its metadata."""
+    ctx: int
+    """The context that it was made for."""
+    ctx_limit: int | None = None
+    """For contexts beyond this, or up to it, the graph is another."""
+    most_positions: int | None = None
+    """The largest context that the model can have at all, if there is one."""
+
+    @property
+    def identity(self) -> object:
+        """What must be the same, beside the file, for keys and values that were computed to be the right ones."""
+        return self.config if self.ctx_limit is None else (self.config, self.ctx > self.ctx_limit)
 
 
-def build(file: ModelFile) -> ModelGraph:
-    """The graph of an opened model. Raises ModelFileError for what is missing, wrong or not supported."""
+def build(file: ModelFile, ctx: int | None = None) -> ModelGraph:
+    """The graph of an opened model, for a context of ``ctx`` tokens, else that of its training. Raises
+    ModelFileError for what is missing, wrong or not supported."""
     name = file.architecture
     family = FAMILIES.get(name)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         problem = f"{printable(name)!r} is not supported (these are: {known})" if name else "missing"
         raise ModelFileError(file.path, "general.architecture", problem)
-    config = read_config(file)
-    blocks = Blocks(file, config)
+    config = read_config(file, getattr(family, "NORM", "rms_norm"))
+    blocks = Blocks(file, config, ctx or config.n_ctx_train)
     try:
         family.build(blocks)
         graph = blocks.graph.build()
@@ -58,7 +89,13 @@ def build(file: ModelFile) -> ModelGraph:
         raise ModelFileError(file.path, "metadata", str(error)) from error
     # A tensor that the graph does not use would make the numbers wrong without a word.
     for name in file.tensors:
-        if name not in graph.tensors and not name.endswith(_UNUSED):
+        if name not in blocks.used and not name.endswith(_UNUSED):
             problem = f"wgllm does not know what {config.architecture} does with it"
             raise ModelFileError(file.path, f"tensor {name}", problem)
-    return ModelGraph(config, graph)
+    return ModelGraph(config, graph, blocks.weights, blocks.ctx, blocks.ctx_limit, blocks.most_positions)
+
+
+def for_context(model: ModelGraph, file: ModelFile, ctx: int) -> ModelGraph:
+    """The graph for a context of ``ctx`` tokens, which is the same where the context does not matter."""
+    limit = model.ctx_limit
+    return model if limit is None or (model.ctx > limit) == (ctx > limit) else build(file, ctx)

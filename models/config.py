@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from wgllm.errors import ModelFileError
 from wgllm.formats.model_file import ModelFile
+from wgllm.models.rope import Rope, read_rope
 
 # Beyond these a file lies: larger than any model, and small enough that products stay far below 2^63.
 _MAX_LAYERS = 10_000
@@ -18,17 +19,9 @@ _MAX_WIDTH = 1 << 24
 _MAX_CONTEXT = 1 << 31
 
 
-@dataclass(frozen=True)
-class Rope:
-    """How queries and keys are turned by their position."""
-
-    theta: float
-    dim: int
-    """The first ``dim`` numbers of a head are turned."""
-    interleaved: bool
-    """Pairs are neighbours (2i, 2i+1); else (i, i + dim/2)."""
-    scale: float = 1.0
-    """Positions are multiplied by this (linear scaling by a factor f is 1 / f)."""
+NormKind = Literal["rms_norm", "layer_norm"]
+# Under which key a file has the ε of its norms.
+_EPSILON = {"rms_norm": "attention.layer_norm_rms_epsilon", "layer_norm": "attention.layer_norm_epsilon"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +37,7 @@ class Config:
     n_kv_heads: int
     head_dim: int
     vocab_size: int
+    norm: NormKind
     norm_eps: float
     norm_offset: float
     rope: Rope
@@ -93,6 +87,29 @@ class Keys:
             raise self.fail(key, f"{result} is not a sensible value")
         return result
 
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.file.metadata.get(self.prefix + key, default)
+        if not isinstance(value, (bool, np.bool_)):
+            raise self.fail(key, "should be true or false")
+        return bool(value)
+
+    def full_layers(self, n_layers: int, period: int) -> list[bool]:
+        """Which layers see everything, where others have a window: the last of each ``period``, or as the file says
+        by a period or a list of windowed layers."""
+        key = "attention.sliding_window_pattern"
+        pattern = self.file.metadata.get(self.prefix + key)
+        if isinstance(pattern, (np.ndarray, list, tuple)):
+            if len(pattern) != n_layers:
+                raise self.fail(key, f"{len(pattern)} values for {n_layers} layers")
+            return [not windowed for windowed in pattern]
+        period = self.integer(key, period)
+        return [(i + 1) % period == 0 for i in range(n_layers)]
+
+    def windows(self, n_layers: int, period: int, size: int = 0) -> list[int | None]:
+        """The window of each layer, None for those that see everything; ``size`` where the file does not say."""
+        window = self.integer("attention.sliding_window", size, low=0) or None
+        return [None if full else window for full in self.full_layers(n_layers, period)]
+
     def text(self, key: str, default: str) -> str:
         value = self.file.metadata.get(self.prefix + key, default)
         if not isinstance(value, str):
@@ -107,8 +124,9 @@ class Keys:
         return int(value)
 
 
-def read_config(file: ModelFile) -> Config:
-    """The Config of an opened model. Raises ModelFileError naming the key that is missing or makes no sense."""
+def read_config(file: ModelFile, norm: NormKind = "rms_norm") -> Config:
+    """The Config of an opened model whose norms are of the given kind. Raises ModelFileError naming the key that is
+    missing or makes no sense."""
     keys = Keys(file)
     d_model = keys.integer("embedding_length")
     n_heads = keys.uniform("attention.head_count")
@@ -120,40 +138,21 @@ def read_config(file: ModelFile) -> Config:
         raise keys.fail("attention.key_length", f"a head dimension of {head_dim} can't be turned in pairs")
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise keys.fail("attention.value_length", "differs from key_length, which wgllm does not support")
+    n_ctx_train = keys.integer("context_length", high=_MAX_CONTEXT)
     return Config(
         architecture=file.architecture,
         n_layers=keys.integer("block_count", high=_MAX_LAYERS),
-        n_ctx_train=keys.integer("context_length", high=_MAX_CONTEXT),
+        n_ctx_train=n_ctx_train,
         d_model=d_model,
         d_ff=keys.uniform("feed_forward_length"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         vocab_size=_vocab_size(file, d_model),
-        norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        norm=norm,
+        norm_eps=keys.number(_EPSILON[norm]),
         norm_offset=file.conventions.norm_offset,
-        rope=_rope(keys, head_dim),
-    )
-
-
-def _rope(keys: Keys, head_dim: int) -> Rope:
-    dim = keys.integer("rope.dimension_count", head_dim)
-    if dim > head_dim or dim % 2:
-        raise keys.fail("rope.dimension_count", f"{dim} does not fit heads of {head_dim}")
-    # Linear is the kind that is meant when none is named; older files call the factor rope.scale_linear; 0 says none.
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0, low=0), low=0) or 1.0
-    kind = keys.text("rope.scaling.type", "linear")
-    if kind == "linear":
-        pass
-    elif kind == "none":
-        factor = 1.0
-    else:
-        raise keys.fail("rope.scaling.type", f"{kind!r} is not supported (none and linear are)")
-    return Rope(
-        theta=keys.number("rope.freq_base", 10000.0),
-        dim=dim,
-        interleaved=keys.file.conventions.rope_interleaved,
-        scale=1.0 / factor,
+        rope=read_rope(keys, head_dim, n_ctx_train),
     )
 
 

@@ -73,14 +73,14 @@ _LAYERS_27B = 62
 def build(b: Blocks) -> None:
     c = b.config
     keys = Keys(b.file)
-    window = keys.integer("attention.sliding_window", 0, low=0) or None
-    full = _full_layers(keys, c.n_layers)
+    windows = keys.windows(c.n_layers, 6)
+    full = keys.full_layers(c.n_layers, 6)
     # Ollama's older files name the two rope bases differently.
     theta = keys.number("rope.freq_base", keys.number("rope.global.freq_base", 1e6))
     local_theta = keys.number("rope.freq_base_swa", keys.number("rope.local.freq_base", 10000.0))
     everywhere = replace(c.rope, theta=theta)
     # Windowed layers have a base of their own and are never scaled.
-    local = replace(c.rope, theta=local_theta, scale=1.0)
+    local = replace(c.rope.plain(), theta=local_theta)
     # Where the file does not say it (GGUF), the 27B model's depth tells.
     usual = 1 / math.sqrt(c.d_model / c.n_heads if c.n_layers == _LAYERS_27B else c.head_dim)
     scale = keys.number("attention.scale", usual)
@@ -93,9 +93,9 @@ def build(b: Blocks) -> None:
             y,
             i,
             rope=everywhere if full[i] else local,
-            window=None if full[i] else window,
+            window=windows[i],
             scale=scale,
-            qk_norm=True,
+            qk_norm="head",
         )
         y = b.norm(f"{p}.attn_out.normed", y, f"{p}.post_attention_norm.weight", c.d_model)
         x = b.add(f"{p}.attn.sum", x, y)
@@ -104,15 +104,3 @@ def build(b: Blocks) -> None:
         y = b.norm(f"{p}.ffn_out.normed", y, f"{p}.post_ffw_norm.weight", c.d_model)
         x = b.add(f"{p}.ffn.sum", x, y)
     b.head(x, softcap=keys.number("final_logit_softcapping", 0.0, low=0) or None)
-
-
-def _full_layers(keys: Keys, n_layers: int) -> list[bool]:
-    """Which layers see everything: each sixth, or as the file says by a period or a list of windowed layers."""
-    key = "attention.sliding_window_pattern"
-    pattern = keys.file.metadata.get(keys.prefix + key)
-    if isinstance(pattern, (np.ndarray, list, tuple)):
-        if len(pattern) != n_layers:
-            raise keys.fail(key, f"{len(pattern)} values for {n_layers} layers")
-        return [not windowed for windowed in pattern]
-    period = keys.integer(key, 6)
-    return [(i + 1) % period == 0 for i in range(n_layers)]

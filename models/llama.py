@@ -42,13 +42,13 @@ def build(b: Blocks) -> None:
         raise keys.fail("expert_count", "mixtures of experts are not supported yet")
     # Mistral 7B v0.1 attends to a window; Llama files have no such key.
     window = keys.integer("attention.sliding_window", 0, low=0) or None
-    factors = b.weight("rope_freqs.weight", (c.rope.dim // 2,)) if b.has("rope_freqs.weight") else None
+    rope = b.with_factors(c.rope)
     x = b.embed()
     for i in range(c.n_layers):
         b.graph.layer = i
         p = f"blk.{i}"
         y = b.norm(f"{p}.attn_norm", x, f"{p}.attn_norm.weight", c.d_model)
-        y = b.attention(y, i, rope=c.rope, window=window, factors=factors)
+        y = b.attention(y, i, rope=rope, window=window)
         x = b.add(f"{p}.attn.sum", x, y)
         y = b.norm(f"{p}.ffn_norm", x, f"{p}.ffn_norm.weight", c.d_model)
         x = b.add(f"{p}.ffn.sum", x, b.gated_mlp(y, i, "silu"))

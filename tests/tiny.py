@@ -60,6 +60,11 @@ def _find_directories() -> list[Tiny]:
     """Of Hugging Face: <model>/hf, and <model>/hf-<type> whose weights are of that type."""
     found = []
     for path in sorted(DATA.glob("*/hf*")):
+        if (
+            json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
+            not in models.HF_FAMILIES
+        ):
+            continue
         kind = path.name.removeprefix("hf").replace("-", ".")
         found.append(Tiny(path, path.with_name(f"expected{kind}.json")))
     return found
@@ -78,10 +83,10 @@ def load_on(
 ) -> Program:
     """The model at ``path`` on an executor."""
     file = open_model(path, quantize=options.pop("quantize", None))
-    built = models.build(file)
+    built = models.build(file, ctx)
     sizes = cell_counts(built.graph.windows, ctx, largest_step, slots)
     wanted = LoadOptions(sizes, largest_step=largest_step, ctx_size=ctx, **options)
-    return executor.load(built.graph, file.tensors, wanted)
+    return executor.load(built.graph, built.weights, wanted)
 
 
 def engine_on(
@@ -94,10 +99,10 @@ def engine_on(
 ) -> Engine:
     """An engine for the model ``name``, some of its tensors ``changed``. With small steps rings are small too."""
     file = open_model(tiny(name).path)
-    built = models.build(file)
+    built = models.build(file, ctx)
     sizes = cell_counts(built.graph.windows, ctx, largest_step, slots=1)
     options = LoadOptions(sizes, largest_step=largest_step, ctx_size=ctx)
-    program = executor.load(built.graph, {**file.tensors, **(changed or {})}, options)
+    program = executor.load(built.graph, {**built.weights, **(changed or {})}, options)
     return Engine(
         Pipeline([program]),
         KVCache(built.graph.windows, sizes, ctx),
@@ -110,9 +115,9 @@ def engine_on(
 def load_program(path: Path, *, largest_step: int = 256, **options: Any) -> NumpyProgram:
     """The model at ``path`` on NumPy, with room for the whole context."""
     file = open_model(path, quantize=options.pop("quantize", None))
-    built = models.build(file)
+    built = models.build(file, CTX)
     sizes = cell_counts(built.graph.windows, CTX, largest_step, slots=options.pop("slots", 1))
-    return NumpyExecutor().load(built.graph, file.tensors, LoadOptions(sizes, **options))
+    return NumpyExecutor().load(built.graph, built.weights, LoadOptions(sizes, **options))
 
 
 def run_chunks(program: Program, ids: list[int], chunk: int, *, slot: int = 0, start: int = 0) -> Array:

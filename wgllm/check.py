@@ -54,6 +54,7 @@ TOLERANCES: Mapping[str, float] = {
     # exp and a division, or tanh, which may be made of two exps.
     "silu": 2e-6,
     "gelu_tanh": 2e-6,
+    "gelu": 2e-6,
     "softcap": 2e-6,
     "softmax": 4e-6,
     # Several of these in a row.
@@ -62,6 +63,9 @@ TOLERANCES: Mapping[str, float] = {
     "norm_matmul": 2e-5,
     "norm_gated": 2e-5,
     "matmul_add": 2e-5,
+    "matmul_row": 2e-5,
+    "matmul_row_add": 2e-5,
+    "matmul_gated": 2e-5,
     "norm_add": 4e-6,
     # Of the head's largest number; of what is stored in other types than f32, as kv_write.
     "rope_write": 4e-6,

@@ -203,7 +203,8 @@ def _functions(case: _Drafting) -> None:
     case.result("scaled", "scale", "a", factor=0.3)
     case.result("capped", "softcap", "a", cap=30.0)
     case.result("silu", "silu", "a")
-    case.result("gelu", "gelu_tanh", "a")
+    case.result("gelu tanh", "gelu_tanh", "a")
+    case.result("gelu", "gelu", "a")
 
 
 def _far_elements() -> Case:
@@ -221,9 +222,12 @@ def _norm_case(width: int) -> Case:
     case.vector("w", case.numbers(width))
     case.vector("b", case.numbers(width))
     case.vector("long", case.numbers(3 * width))
+    case.vector("of heads", case.numbers(3 * width))
     case.result("rows", "rms_norm", "x", "long", eps=1e-6, offset=1.0)
     case.result("rms", "rms_norm", "heads", "w", eps=1e-5, offset=0.0)
     case.result("layer", "layer_norm", "heads", "w", "b", eps=1e-5)
+    case.result("layer plain", "layer_norm", "x", "long", eps=1e-5)
+    case.result("layer heads", "layer_norm", "heads", "of heads", eps=1e-5)
     steps = [_rows(n) | {"x": case.numbers(n, 3 * width, size=30) + 40} for n in (1, 7)]
     return case.done([*steps, _rows(3) | {"x": np.zeros((3, 3 * width), np.float32)}])
 
@@ -235,8 +239,10 @@ def _rope_case() -> Case:
     case.vector("factors", np.array([1, 1.5, 2, 8, 32], np.float32))
     for interleaved in (False, True):
         options = {"interleaved": interleaved, "theta": 10000.0}
-        case.result(f"whole {interleaved}", "rope", "q", "pos", dim=24, scale=1.0, **options)
-        case.result(f"part {interleaved}", "rope", "q", "pos", "factors", dim=10, scale=0.5, **options)
+        case.result(f"whole {interleaved}", "rope", "q", "pos", dim=24, scale=1.0, magnitude=1.0, **options)
+        case.result(
+            f"part {interleaved}", "rope", "q", "pos", "factors", dim=10, scale=0.5, magnitude=1.2, **options
+        )
     steps = [_rows(n) | {"q": case.numbers(n, 3, 24)} for n in (1, 7, 33)]
     steps[1]["pos"] = np.array([0, 1, 100, 101, 1000, 2999, 5000], np.int32)
     return case.done(steps)
@@ -340,6 +346,14 @@ class _Layer:
     post_norm: bool = False
     factors: bool = False
     window: int | None = None
+    rope: bool = True
+    layer_norm: bool = False
+    """In place of rms_norm, in all places but those of heads."""
+    parallel: bool = False
+    """The MLP reads what attention reads."""
+    gate: bool = True
+    bias_after: bool = False
+    """Of what is added to the residual, and of an MLP's first matrix where there is no gate."""
 
 
 def _layer_cases() -> Iterator[Case]:
@@ -353,6 +367,11 @@ def _layer_cases() -> Iterator[Case]:
             "layer of K-quants with norms", ("Q4_K", "Q6_K"), "q8_0", head_dim=64, heads=4, ff=256,
             activation="gelu_tanh", qk_norm=True, post_norm=True, window=9,
         ),
+        _Layer("layer beside its MLP", ("Q4_0", "Q4_0"), "f32", rope=False, layer_norm=True, parallel=True),
+        _Layer(
+            "layer without a gate", ("Q8_0", "Q4_0"), "f16", bias=True, activation="gelu", layer_norm=True, gate=False,
+            bias_after=True,
+        ),
     ):  # fmt: skip
         yield _layer_case(layer)
 
@@ -364,36 +383,53 @@ def _layer_case(layer: _Layer) -> Case:
     case.graph.input("x", (ROWS, width), "f32")
     case.graph.input("out_rows", (OUT_ROWS,))
     g.layer = 0
-    last = _attention_of_layer(case, layer, first, other)
+    normed = _norm(case, layer, "normed", "x", width)
+    last = _attention_of_layer(case, layer, normed, first, other)
     if layer.post_norm:
-        last = _norm(case, "out.normed", last, width)
+        last = _norm(case, layer, "out.normed", last, width)
     residual = g.op("attended", "add", "x", last)
-    normed = _norm(case, "ff.normed", residual, width)
-    gate, up = (
-        g.op(part, "matmul", normed, case.weight(f"w.{part}", other, layer.ff, width))
-        for part in ("gate", "up")
-    )
-    both = g.op("both", "mul", g.op("active", layer.activation, gate), up)
-    last = g.op("down", "matmul", both, case.weight("w.down", other, width, layer.ff))
+    if not layer.parallel:
+        normed = _norm(case, layer, "ff.normed", residual, width)
+    if layer.gate:
+        gate, up = (
+            g.op(part, "matmul", normed, case.weight(f"w.{part}", other, layer.ff, width))
+            for part in ("gate", "up")
+        )
+        both = g.op("both", "mul", g.op("active", layer.activation, gate), up)
+    else:
+        both = g.op("active", layer.activation, _linear(case, layer, "up", normed, other, layer.ff, width))
+    last = _linear(case, layer, "down", both, other, width, layer.ff)
     if layer.post_norm:
-        last = _norm(case, "down.normed", last, width)
+        last = _norm(case, layer, "down.normed", last, width)
     last = g.op("made", "add", residual, last)
     g.layer = None
-    last = _norm(case, "last", g.op("rows", "select_rows", last, "out_rows"), width)
+    last = _norm(case, layer, "last", g.op("rows", "select_rows", last, "out_rows"), width)
     case.result("logits", "matmul", last, case.weight("head", other, 33, width))
     return _layer_steps(case, layer, width)
 
 
-def _norm(case: _Drafting, name: str, x: str, width: int) -> str:
-    return case.graph.op(
-        name, "rms_norm", x, case.vector(f"w.{name}", case.numbers(width)), eps=1e-5, offset=0.0
-    )
+def _norm(case: _Drafting, layer: _Layer, name: str, x: str, width: int) -> str:
+    w = case.vector(f"w.{name}", case.numbers(width))
+    if layer.layer_norm:
+        b = case.vector(f"b.{name}", case.numbers(width))
+        return case.graph.op(name, "layer_norm", x, w, b, eps=1e-5)
+    return case.graph.op(name, "rms_norm", x, w, eps=1e-5, offset=0.0)
 
 
-def _attention_of_layer(case: _Drafting, layer: _Layer, first: QuantFormat, other: QuantFormat) -> str:
+def _linear(
+    case: _Drafting, layer: _Layer, name: str, x: str, fmt: QuantFormat, rows: int, width: int
+) -> str:
+    y = case.graph.op(name, "matmul", x, case.weight(f"w.{name}", fmt, rows, width))
+    if not layer.bias_after:
+        return y
+    return case.graph.op(f"{name}.biased", "add", y, case.vector(f"b.{name}", case.numbers(rows)))
+
+
+def _attention_of_layer(
+    case: _Drafting, layer: _Layer, normed: str, first: QuantFormat, other: QuantFormat
+) -> str:
     g, head_dim = case.graph, layer.head_dim
     width = layer.heads * head_dim
-    normed = _norm(case, "normed", "x", width)
     factors = (
         [case.vector("factors", np.linspace(1, 8, head_dim // 2, dtype=np.float32))] if layer.factors else []
     )
@@ -407,11 +443,12 @@ def _attention_of_layer(case: _Drafting, layer: _Layer, first: QuantFormat, othe
         last = g.op(f"{part}.heads", "reshape", last, shape=(ROWS, n, head_dim))
         if part != "v":
             if layer.qk_norm:
-                last = _norm(case, f"{part}.normed", last, head_dim)
-            last = g.op(
-                f"{part}.rope", "rope", last, "pos", *factors,
-                theta=10000.0, dim=head_dim, interleaved=layer.interleaved, scale=1.0,
-            )  # fmt: skip
+                last = _norm(case, layer, f"{part}.normed", last, head_dim)
+            if layer.rope:
+                last = g.op(
+                    f"{part}.rope", "rope", last, "pos", *factors,
+                    theta=10000.0, dim=head_dim, interleaved=layer.interleaved, scale=1.0, magnitude=1.0,
+                )  # fmt: skip
         heads[part] = last
     cells = g.cells(layer.window)
     for part in ("k", "v"):
@@ -422,7 +459,7 @@ def _attention_of_layer(case: _Drafting, layer: _Layer, first: QuantFormat, othe
     last = g.op("masked", "mask", last, f"{cells}.pos", "pos", "slot", window=layer.window)
     last = g.op("values", "attn_values", g.op("probs", "softmax", last), "v.state", "slot")
     last = g.op("flat", "reshape", last, shape=(ROWS, width))
-    return g.op("out", "matmul", last, case.weight("w.out", other, width, width))
+    return _linear(case, layer, "out", last, other, width, width)
 
 
 def _layer_steps(case: _Drafting, layer: _Layer, width: int) -> Case:

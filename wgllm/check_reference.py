@@ -109,13 +109,15 @@ def _size(node: Node, args: Sequence[Value], grown: Sequence[Array | None], want
         case "softcap":
             # Of small numbers too tanh may be off by some of what it makes of large ones.
             size = np.full_like(want, node.attrs["cap"]) if first is None else first + node.attrs["cap"]
-        case "silu" | "gelu_tanh":
+        case "silu" | "gelu_tanh" | "gelu":
             # Where 1 + tanh cancels, the error is one of x.
             size = _largest(x) if first is None else first + np.abs(x)
         case "layer_norm":
             # What is left of numbers far from zero when their mean is taken away has their rounding.
             spread = np.sqrt(x.var(axis=-1, keepdims=True) + np.float32(node.attrs["eps"]))
-            size = _largest(x) / spread * np.abs(args[1]) + np.abs(args[2])
+            size = _largest(x) / spread * np.abs(args[1].reshape(-1, x.shape[-1]))
+            if len(args) > 2:
+                size = size + np.abs(args[2])
         case "attn_scores":
             size = kernels.attn_scores(np.abs(x), np.abs(args[1]), args[2])
         case "mask":

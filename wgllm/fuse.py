@@ -102,11 +102,14 @@ def fuse_attention(graph: Graph) -> Graph:
 def fuse_parallel_matmuls(graph: Graph) -> Graph:
     """Products of one input with several weights (Q, K, V; gate, up), with their biases → ``matmul_concat``."""
     uses, replaced = _Uses(graph), dict[int, Node | None]()
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, int], list[int]] = {}
+    attended = 0
     for i, node in enumerate(graph.nodes):
+        attended += node.op in ("attention", "attn_scores")
         if node.op == "matmul":
-            groups.setdefault(node.inputs[0], []).append(i)
-    for x, members in groups.items():
+            # An MLP beside attention reads what queries, keys and values are made of, and is a group of its own.
+            groups.setdefault((node.inputs[0], attended), []).append(i)
+    for (x, _), members in groups.items():
         if len(members) < 2:
             continue
         body: list[Node] = []
@@ -182,19 +185,36 @@ def fuse_norm_gated(graph: Graph) -> Graph:
     return _rewrite(graph, replaced)
 
 
+def fuse_matmul_gated(graph: Graph) -> Graph:
+    """matmul_concat(gate, up) · gated → ``matmul_gated``, where ``norm_gated`` takes no norm with them."""
+    uses, replaced = _Uses(graph), dict[int, Node | None]()
+    for i, node in enumerate(graph.nodes):
+        chain = uses.chain(i, "gated") if node.op == "matmul_concat" else None
+        if chain is None:
+            continue
+        gated = graph.nodes[chain[1]]
+        formats = {graph.tensors[name].dtype for name in node.inputs[1:]}
+        if any(node.attrs["biased"]) or node.outputs != gated.inputs or len(formats) > 1:
+            continue
+        body = (*node.body, *gated.body)
+        replaced[i] = None
+        replaced[chain[1]] = Node("matmul_gated", node.inputs, gated.outputs, gated.attrs, gated.layer, body)
+    return _rewrite(graph, replaced)
+
+
 def fuse_rope_write(graph: Graph) -> Graph:
-    """rms_norm · matmul_concat(q, k, v) · reshape · norms? · rope · kv_write → ``norm_matmul`` and ``rope_write``."""
+    """rms_norm? · matmul_concat(q, k, v) · reshape · norms? · rope? · kv_write → ``norm_matmul``, or ``matmul_row``
+    where others read the norm too or it is of another kind, and ``rope_write``."""
     uses, replaced = _Uses(graph), dict[int, Node | None]()
     tensors = dict(graph.tensors)
-    for i, norm in enumerate(graph.nodes):
-        chain = uses.chain(i, "matmul_concat") if norm.op == "rms_norm" else None
-        if chain is None or len(graph.nodes[chain[1]].outputs) != 3:
+    norms_at = {n.outputs[0]: i for i, n in enumerate(graph.nodes) if n.op == "rms_norm"}
+    for i, product in enumerate(graph.nodes):
+        if product.op != "matmul_concat" or len(product.outputs) != 3:
             continue
-        product = graph.nodes[chain[1]]
         q, k, v = product.outputs
         paths = (
-            uses.follow(q, "reshape", "rms_norm?", "rope"),
-            uses.follow(k, "reshape", "rms_norm?", "rope", "kv_write"),
+            uses.follow(q, "reshape", "rms_norm?", "rope?"),
+            uses.follow(k, "reshape", "rms_norm?", "rope?", "kv_write"),
             uses.follow(v, "reshape", "kv_write"),
         )
         if paths[0] is None or paths[1] is None or paths[2] is None:
@@ -203,7 +223,8 @@ def fuse_rope_write(graph: Graph) -> Graph:
         shared = _rope_attrs(of_q, of_k)
         if shared is None:
             continue
-        qkv = f"{norm.outputs[0]}.qkv"
+        x = product.inputs[0]
+        qkv = f"{x}.qkv"
         widths = [tensors[name].shape[1] for name in product.outputs]
         ends = [sum(w for w in widths[: n + 1] if isinstance(w, int)) for n in range(3)]
         tensors[qkv] = Tensor(qkv, "temp", (tensors[q].shape[0], ends[2]), "f32")
@@ -212,11 +233,16 @@ def fuse_rope_write(graph: Graph) -> Graph:
             Node("columns", (qkv,), (name,), {"start": start, "stop": stop}, product.layer)
             for name, start, stop in zip(product.outputs, (0, *ends), ends, strict=False)
         ]
-        replaced[i] = None
-        replaced[chain[1]] = _norm_matmul(norm, product, (qkv,), (norm, *product.body, joined))
+        if x in norms_at and uses.only_reader(x) == i:
+            norm = graph.nodes[norms_at[x]]
+            replaced[norms_at[x]] = None
+            replaced[i] = _norm_matmul(norm, product, (qkv,), (norm, *product.body, joined))
+        else:
+            body = (*product.body, joined)
+            replaced[i] = Node("matmul_row", product.inputs, (qkv,), product.attrs, product.layer, body)
         body = (*parts, *of_q, *of_k, *of_v)
         norms = tuple(n.inputs[1] for n in (*of_q, *of_k) if n.op == "rms_norm")
-        factors = of_q[-1].inputs[2:]
+        factors = of_q[-1].inputs[2:] if of_q[-1].op == "rope" else ()
         (k_state, _, pos, slot), v_state = of_k[-1].inputs, of_v[-1].inputs[0]
         nodes = [j for path in paths for j in path or ()]
         replaced.update(dict.fromkeys(nodes))
@@ -237,14 +263,17 @@ def _norm_matmul(norm: Node, product: Node, outputs: tuple[str, ...], body: tupl
     return Node("norm_matmul", (*norm.inputs, *product.inputs[1:]), outputs, attrs, product.layer, body)
 
 
+# Of heads that are not turned.
+_NO_ROPE = {"theta": 1.0, "dim": 0, "interleaved": False, "scale": 1.0, "magnitude": 1.0}
+
+
 def _rope_attrs(of_q: list[Node], of_k: list[Node]) -> dict[str, Any] | None:
     """What the ways of q and k have in common; None when they differ."""
-    ropes = [next(n for n in path if n.op == "rope") for path in (of_q, of_k)]
+    ropes = [next((n for n in path if n.op == "rope"), None) for path in (of_q, of_k)]
     norms = [next((n for n in path if n.op == "rms_norm"), None) for path in (of_q, of_k)]
-    if ropes[0].attrs != ropes[1].attrs or ropes[0].inputs[1:] != ropes[1].inputs[1:]:
-        return None
-    attrs = [None if n is None else dict(n.attrs) for n in norms]
-    return {**ropes[0].attrs, "norm": attrs[0]} if attrs[0] == attrs[1] else None
+    turns = [(_NO_ROPE, ()) if n is None else (dict(n.attrs), n.inputs[1:]) for n in ropes]
+    normed = [None if n is None else dict(n.attrs) for n in norms]
+    return {**turns[0][0], "norm": normed[0]} if turns[0] == turns[1] and normed[0] == normed[1] else None
 
 
 def fuse_norm_matmul(graph: Graph) -> Graph:
@@ -256,6 +285,26 @@ def fuse_norm_matmul(graph: Graph) -> Graph:
             product = graph.nodes[chain[1]]
             replaced[i] = None
             replaced[chain[1]] = _norm_matmul(node, product, product.outputs, (node, product))
+    return _rewrite(graph, replaced)
+
+
+def fuse_matmul_row(graph: Graph) -> Graph:
+    """matmul · add, of a product and its bias → ``matmul_row``; those of a ``matmul_concat`` that is left too."""
+    nodes = [n for node in graph.nodes for n in (node.body if node.op == "matmul_concat" else (node,))]
+    graph = replace(graph, nodes=tuple(nodes))
+    uses, replaced = _Uses(graph), dict[int, Node | None]()
+    for i, node in enumerate(graph.nodes):
+        chain = uses.chain(i, "add") if node.op == "matmul" else None
+        if chain is None:
+            continue
+        add = graph.nodes[chain[1]]
+        bias = add.inputs[1]
+        if graph.tensors[bias].kind == "weight":
+            replaced[i] = None
+            inputs = (*node.inputs, bias)
+            replaced[chain[1]] = Node(
+                "matmul_row", inputs, add.outputs, {"biased": (True,)}, add.layer, (node, add)
+            )
     return _rewrite(graph, replaced)
 
 
@@ -273,7 +322,8 @@ def _fuse_residual(op: str, fused: str) -> Pass:
             if graph.tensors[residual].shape == graph.tensors[node.outputs[0]].shape:
                 replaced[i] = None
                 inputs = (*node.inputs, residual)
-                replaced[chain[1]] = Node(fused, inputs, add.outputs, node.attrs, add.layer, (node, add))
+                body = (*(node.body or (node,)), add)
+                replaced[chain[1]] = Node(fused, inputs, add.outputs, node.attrs, add.layer, body)
         return _rewrite(graph, replaced)
 
     return one_pass
@@ -284,9 +334,12 @@ PASSES: dict[str, Pass] = {
     "matmul_concat": fuse_parallel_matmuls,
     "gated": fuse_gated,
     "norm_gated": fuse_norm_gated,
+    "matmul_gated": fuse_matmul_gated,
     "rope_write": fuse_rope_write,
     "norm_matmul": fuse_norm_matmul,
+    "matmul_row": fuse_matmul_row,
     "matmul_add": _fuse_residual("matmul", "matmul_add"),
+    "matmul_row_add": _fuse_residual("matmul_row", "matmul_row_add"),
     "norm_add": _fuse_residual("rms_norm", "norm_add"),
 }
 """By the operator that a pass makes, in their order: some take what others have made."""

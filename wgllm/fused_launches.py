@@ -106,17 +106,21 @@ def _partial_sums(c: Context, stacks: Iterable[Stack], inputs: int) -> dict[str,
     return {"partial_sums": most} if most else {}
 
 
-# matmul, matmul_add
+# matmul, matmul_add, matmul_row_add
 
 
 def _matmul(c: Context) -> Iterator[Launch]:
     x, w = c.node.inputs[:2]
     (out,) = c.node.outputs
     rows = _Rows(c.region(x), c.shape(x)[1], c.region(out), c.shape(out)[1])
-    residual = c.region(c.node.inputs[2]) if c.node.op == "matmul_add" else None
-    yield from _product(
-        c, Stack((w,)), rows, after="plain" if residual is None else "added", residual=residual
-    )
+    after: After = "plain"
+    bias = residual = None
+    if c.node.op == "matmul_add":
+        after, residual = "added", c.region(c.node.inputs[2])
+    elif c.node.op == "matmul_row_add":
+        after, residual = "biased_added", c.region(c.node.inputs[3])
+        bias = c.places.vector(c.node.inputs[2:3])
+    yield from _product(c, Stack((w,)), rows, after=after, bias=bias, residual=residual)
 
 
 def _matmul_scratch(c: Context) -> Mapping[str, int]:
@@ -124,7 +128,7 @@ def _matmul_scratch(c: Context) -> Mapping[str, int]:
     return _partial_sums(c, [Stack((w,))], c.shape(x)[1])
 
 
-# norm_matmul
+# norm_matmul, matmul_row
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,9 @@ class _Run:
 
 def _runs(graph: Graph, node: Node) -> Iterator[_Run]:
     biased = node.attrs["biased"]
-    weights = node.inputs[2 : 2 + len(biased)]
-    biases = iter(node.inputs[2 + len(biased) :])
+    weights_at = 2 if node.op == "norm_matmul" else 1
+    weights = node.inputs[weights_at : weights_at + len(biased)]
+    biases = iter(node.inputs[weights_at + len(biased) :])
     of_each = [(w, next(biases) if has_bias else None) for w, has_bias in zip(weights, biased, strict=True)]
     first = 0
     for _, group in groupby(of_each, key=lambda item: (graph.tensors[item[0]].dtype, item[1] is None)):
@@ -171,6 +176,29 @@ def _norm_matmul(c: Context) -> Iterator[Launch]:
             constants=_norm_constants(c.node.attrs) if fused else None,
             bias=c.places.vector(run.biases) if run.biases else None,
         )
+
+
+def _matmul_row(c: Context) -> Iterator[Launch]:
+    x = c.node.inputs[0]
+    (out,) = c.node.outputs
+    rows = _Rows(c.region(x), c.shape(x)[1], c.region(out), c.shape(out)[1])
+    for run in _runs(c.places.graph, c.node):
+        after: After = "biased" if run.biases else "plain"
+        bias = c.places.vector(run.biases) if run.biases else None
+        yield from _product(c, run.stack, rows, first=run.first, after=after, bias=bias)
+
+
+def _matmul_row_scratch(c: Context) -> Mapping[str, int]:
+    stacks = [run.stack for run in _runs(c.places.graph, c.node)]
+    return _partial_sums(c, stacks, c.shape(c.node.inputs[0])[1])
+
+
+def _run_stacks(graph: Graph, node: Node) -> Sequence[Stack]:
+    return [run.stack for run in _runs(graph, node)]
+
+
+def _run_biases(graph: Graph, node: Node) -> Sequence[tuple[str, ...]]:
+    return [run.biases for run in _runs(graph, node) if run.biases]
 
 
 def _takes_norm(c: Context) -> bool:
@@ -209,51 +237,73 @@ def _normed_scratch(c: Context) -> dict[str, int]:
     return {"normed": 4 * c.numbers(c.node.inputs[0])}
 
 
-# norm_gated
+# norm_gated, matmul_gated
 
 
 def _norm_gated(c: Context) -> Iterator[Launch]:
     x, norm = c.node.inputs[:2]
-    (out,) = c.node.outputs
-    stack = _pair(c.node)
-    after: After = "gated_silu" if c.node.attrs["activation"] == "silu" else "gated_gelu_tanh"
-    rows = _Rows(c.region(x), c.shape(x)[1], c.region(out), c.shape(out)[1])
-    if _takes_norm(c):
-        constants = _norm_constants(c.node.attrs)
-        yield from _product(
-            c, stack, rows, before="normed", after=after, norm=c.places.vector((norm,)), constants=constants
-        )
+    if not _takes_norm(c):
+        normed = _normed(c)
+        yield _rms_norm(c, normed)
+        yield from _gated(c, normed)
         return
-    normed = _normed(c)
-    yield _rms_norm(c, normed)
-    rows = _Rows(normed, rows.inputs, rows.y, rows.width)
+    yield from _product(
+        c,
+        _pair(c.node),
+        _gated_rows(c, c.region(x)),
+        before="normed",
+        after=_gate(c.node),
+        norm=c.places.vector((norm,)),
+        constants=_norm_constants(c.node.attrs),
+    )
+
+
+def _matmul_gated(c: Context) -> Iterator[Launch]:
+    x = c.region(c.node.inputs[0])
+    if _takes_norm(c):  # or a gate: few rows on a card
+        yield from _product(c, _pair(c.node), _gated_rows(c, x), after=_gate(c.node))
+    else:
+        yield from _gated(c, x)
+
+
+def _gated(c: Context, x: Region) -> Iterator[Launch]:
+    """Of rows that need no norm any more."""
+    stack, after, rows = _pair(c.node), _gate(c.node), _gated_rows(c, x)
     if not _both_at_once(c):
         yield from _product(c, stack, rows, after=after)
         return
     # Tiled products have no gate: both parts side by side, and then together.
-    both = c.places.scratch(c.node, "both")._replace(size=_up16(8 * c.numbers(out)))
-    yield from _product(c, stack, _Rows(normed, rows.inputs, both, 2 * rows.width))
-    count = c.numbers(out)
+    count = c.numbers(c.node.outputs[0])
+    both = c.places.scratch(c.node, "both")._replace(size=_up16(8 * count))
+    yield from _product(c, stack, _Rows(x, rows.inputs, both, 2 * rows.width))
     yield c.launch(
-        "elementwise", {"COUNT": count, "WIDTH": rows.width}, [both, c.region(out)], work=count, entry=after
+        "elementwise", {"COUNT": count, "WIDTH": rows.width}, [both, rows.y], work=count, entry=after
     )
+
+
+def _gated_rows(c: Context, x: Region) -> _Rows:
+    (out,) = c.node.outputs
+    return _Rows(x, c.shape(c.node.inputs[0])[1], c.region(out), c.shape(out)[1])
+
+
+def _gate(node: Node) -> After:
+    return "gated_silu" if node.attrs["activation"] == "silu" else "gated_gelu_tanh"
 
 
 def _norm_gated_scratch(c: Context) -> Mapping[str, int]:
-    if _takes_norm(c):
+    return {} if _takes_norm(c) else {**_normed_scratch(c), **_matmul_gated_scratch(c)}
+
+
+def _matmul_gated_scratch(c: Context) -> Mapping[str, int]:
+    if _takes_norm(c) or not _both_at_once(c):
         return {}
-    if not _both_at_once(c):
-        return _normed_scratch(c)
-    return (
-        _normed_scratch(c)
-        | {"both": 8 * c.numbers(c.node.outputs[0])}
-        | _partial_sums(c, [_pair(c.node)], c.shape(c.node.inputs[0])[1])
-    )
+    sums = _partial_sums(c, [_pair(c.node)], c.shape(c.node.inputs[0])[1])
+    return {"both": 8 * c.numbers(c.node.outputs[0]), **sums}
 
 
 def _pair(node: Node) -> Stack:
     """Gate and up."""
-    return Stack(node.inputs[2:4], paired=True)
+    return Stack(node.inputs[-2:], paired=True)
 
 
 def _both_at_once(c: Context) -> bool:
@@ -286,7 +336,9 @@ def _rope_write(c: Context) -> Iterator[Launch]:
         "INTERLEAVED": attrs["interleaved"],
         "CELLS": cells,
     }
-    bindings = [*map(c.region, (qkv, k_state, v_state, pos, slot)), c.places.table(c.node), c.region(q)]
+    # Where nothing is turned the shader reads no table.
+    table = c.places.table(c.node) if attrs["dim"] else c.region(qkv)
+    bindings = [*map(c.region, (qkv, k_state, v_state, pos, slot)), table, c.region(q)]
     how = "plain"
     if attrs["norm"] is not None:
         how = "normed"
@@ -370,13 +422,13 @@ def _up16(n: int) -> int:
 FUSED: Mapping[str, Shader] = {
     "matmul": Shader(_matmul, matrix(1), scratch=_matmul_scratch),
     "matmul_add": Shader(_matmul, matrix(1), scratch=_matmul_scratch),
+    "matmul_row_add": Shader(_matmul, matrix(1), lambda graph, node: [node.inputs[2:3]], _matmul_scratch),
+    "matmul_row": Shader(_matmul_row, _run_stacks, _run_biases, _matmul_row_scratch),
+    "matmul_gated": Shader(_matmul_gated, lambda graph, node: [_pair(node)], scratch=_matmul_gated_scratch),
     "norm_matmul": Shader(
         _norm_matmul,
-        lambda graph, node: [run.stack for run in _runs(graph, node)],
-        lambda graph, node: [
-            node.inputs[1:2],
-            *(run.biases for run in _runs(graph, node) if run.biases),
-        ],
+        _run_stacks,
+        lambda graph, node: [node.inputs[1:2], *_run_biases(graph, node)],
         _norm_matmul_scratch,
     ),
     "norm_gated": Shader(

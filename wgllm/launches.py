@@ -231,6 +231,21 @@ def _norm(*attributes: str) -> Callable[[Context], Iterator[Launch]]:
     return shader
 
 
+def _layer_norm(c: Context) -> Iterator[Launch]:
+    x, w, *bias = c.node.inputs
+    *rows, width = c.shape(c.node.outputs[0])
+    constants: dict[str, Constant] = {
+        "ROWS": math.prod(rows),
+        "WIDTH": width,
+        "EPS": float(c.node.attrs["eps"]),
+        "HEADS": c.numbers(w) // width,
+    }
+    bindings = [c.region(name) for name in (x, w, *c.node.outputs, *bias)]
+    entry = "layer_norm" if bias else "layer_norm_plain"
+    count = math.prod(rows) * width
+    yield c.launch("layer_norm", constants, bindings, groups=math.prod(rows), cost=4 * count, entry=entry)
+
+
 def _rope(c: Context) -> Iterator[Launch]:
     x, pos = c.node.inputs[:2]
     (out,) = c.node.outputs
@@ -329,11 +344,12 @@ TEXTBOOK: Mapping[str, Shader] = {
     "softcap": Shader(_elementwise("cap")),
     "silu": Shader(_elementwise()),
     "gelu_tanh": Shader(_elementwise()),
+    "gelu": Shader(_elementwise()),
     "add": Shader(_binary, vectors=vectors),
     "mul": Shader(_binary),
     "reshape": Shader(_reshape),
     "rms_norm": Shader(_norm("eps", "offset"), vectors=vectors),
-    "layer_norm": Shader(_norm("eps"), vectors=vectors),
+    "layer_norm": Shader(_layer_norm, vectors=vectors),
     "softmax": Shader(_norm()),
     "rope": Shader(_rope),
     "cell_write": Shader(_cell_write),

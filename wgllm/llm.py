@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def load(
     ``flash_attention`` all scores of attention are made at once. With ``tune`` it is measured once, in about 2 s, which
     shaders are fastest on a graphics card, and kept in the cache directory; without, what was measured is not used.
 
-    ``rope_scaling`` (none, linear), ``rope_scale`` (the context grows by this factor) and ``rope_freq_base`` change how
+    ``rope_scaling`` (none, linear, yarn), ``rope_scale`` (by which the context grows) and ``rope_freq_base`` change how
     positions are encoded; ``overrides`` replace any of the file's metadata. ``quantize`` (q8_0, q4_0 …) rounds the
     matrices of a model of float weights as they are read. ``chat_template`` is the name of a built-in
     template or the text of one (``chat_template_name`` is what errors call it), and each rendering gets
@@ -152,7 +153,13 @@ def _load(
         return choose_ctx_size(built, wish.ctx_size, rows), rows
 
     ctx = wanted_ctx_size(built, wish.ctx_size)
-    placed = place(built.graph, file.tensors, options, wish, found, ctx, numpy_size, tell)
+    built = models.for_context(built, file, ctx)
+    placed = place(built.graph, built.weights, options, wish, found, ctx, numpy_size, tell)
+    if (fitting := models.for_context(built, file, placed.ctx_size)) is not built:
+        # Memory allowed less than what the graph was made for.
+        placed.pipeline.close()
+        built, wish = fitting, replace(wish, ctx_size=placed.ctx_size)
+        placed = place(built.graph, built.weights, options, wish, found, placed.ctx_size, numpy_size, tell)
     engine = Engine(
         placed.pipeline,
         KVCache(built.graph.windows, placed.sizes, placed.ctx_size),
@@ -183,6 +190,10 @@ def wanted_ctx_size(model: models.ModelGraph, asked: int | None) -> int:
     trained = model.config.n_ctx_train
     if asked is None:
         return min(trained, _DEFAULT_CTX)
+    if model.most_positions is not None and asked > model.most_positions:
+        raise UsageError(
+            f"a context of {asked} tokens is too large: the model has learned {model.most_positions} positions"
+        )
     if asked < 0:
         raise UsageError(f"a context of {asked} tokens makes no sense")
     if (ctx := asked or trained) > _MAX_CTX:
@@ -408,7 +419,7 @@ class Llm:
         from wgllm.prompt_cache import fingerprint
 
         assert self.file is not None and self.model is not None
-        return fingerprint(self.file, self.model.config)
+        return fingerprint(self.file, self.model.identity)
 
     def _real_engine(self) -> Engine:
         if not isinstance(self.engine, Engine):

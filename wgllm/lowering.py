@@ -458,8 +458,9 @@ class _Weights:
 
     def _table(self, rope: Node, positions: int) -> Region:
         """cos and sin [positions, dim / 2, 2] of one kind of rope; made by the host, in whose hands float32 is."""
-        theta, dim, scale, *factors = rope_key(rope)
-        assert isinstance(theta, float) and isinstance(dim, int) and isinstance(scale, float)
+        theta, dim, scale, magnitude, *factors = rope_key(rope)
+        assert isinstance(theta, float) and isinstance(dim, int)
+        assert isinstance(scale, float) and isinstance(magnitude, float)
         size = 4 * positions * dim
         if size > min(self.limits.binding, self.limits.buffer):
             raise PlanError(
@@ -467,7 +468,7 @@ class _Weights:
             )
         region = self._place(size)
         rows = tuple(Rows(str(name), 0, dim // 2) for name in factors)
-        self.fills.append(Fill(region, "rope", rows, positions, theta, dim, scale))
+        self.fills.append(Fill(region, "rope", rows, positions, theta, dim, scale, magnitude))
         return region
 
 
@@ -483,11 +484,12 @@ def _cut(tensors: Sequence[str], heights: Sequence[int], first: int, last: int) 
 
 def rope_key(node: Node) -> tuple[object, ...]:
     """One table for all ropes of a kind; of other operators nothing."""
-    if node.op not in ("rope", "rope_write"):
+    if node.op not in ("rope", "rope_write") or not node.attrs["dim"]:
         return ()
     first = 2 if node.op == "rope" else 5 if node.attrs["norm"] is None else 7
     return (
-        float(node.attrs["theta"]), node.attrs["dim"], float(node.attrs["scale"]), *node.inputs[first:],
+        float(node.attrs["theta"]), node.attrs["dim"], float(node.attrs["scale"]), float(node.attrs["magnitude"]),
+        *node.inputs[first:],
     )  # fmt: skip
 
 

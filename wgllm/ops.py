@@ -80,6 +80,7 @@ for _name, _attrs, _math in (
     ("softcap", ("cap",), "y = cap · tanh(x / cap)"),
     ("silu", (), "y = x / (1 + exp(-x))"),
     ("gelu_tanh", (), "y = x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))  (Hendrycks & Gimpel 2016)"),
+    ("gelu", (), "y = x/2 · (1 + erf(x / √2))  (Hendrycks & Gimpel 2016)"),
     ("softmax", (), "y = exp(x - max x) / Σ exp(x - max x), over the last axis"),
 ):
     _define(_name, "x [...] -> [...]", _attrs, _math)(_elementwise(_name))
@@ -123,20 +124,24 @@ def _rms_norm(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
 
 @_define(
     "layer_norm",
-    "x [..., n], w [n], b [n] -> [..., n]",
+    "x [..., n], w [n] or, for heads [R, H, n] that have a norm each, [H n], b? [n] -> [..., n]",
     ("eps",),
-    "y = (x - mean x) / √(var x + eps) · w + b  (Ba et al. 2016)",
+    "y = (x - mean x) / √(var x + eps) · w (+ b)  (Ba et al. 2016)",
 )
 def _layer_norm(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
-    _need(s[1] == s[2] == (s[0][-1],), "layer_norm", s)
+    width, heads = s[0][-1], s[0][-2]
+    own = isinstance(width, int) and isinstance(heads, int) and s[1] == (heads * width,)
+    _need(s[1] == (width,) or (own and len(s) == 2), "layer_norm", s)
+    _need(len(s) < 3 or s[2] == (width,), "layer_norm", s)
     return [s[0]]
 
 
 @_define(
     "rope",
     "x [R, H, D], pos [R], factors? [dim/2] -> [R, H, D]",
-    ("theta", "dim", "interleaved", "scale"),
-    "turns pair i of the first dim numbers by pos · scale · theta^(-2i/dim) / factors[i]  (Su et al. 2021)",
+    ("theta", "dim", "interleaved", "scale", "magnitude"),
+    "turns pair i of the first dim numbers by pos · scale · theta^(-2i/dim) / factors[i]  (Su et al. 2021), and"
+    " multiplies it by magnitude",
 )
 def _rope(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     head_dim, dim = s[0][-1], a["dim"]
@@ -274,6 +279,43 @@ def _norm_gated(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     return [(s[0][0], s[2][0])]
 
 
+@_define(
+    "matmul_row",
+    "x [R, K], w_1 [O1, K] ... w_n [On, K], the biases [Oi] of those that have one -> [R, O1 + ... + On]",
+    ("biased",),
+    "y = concat(x w_iᵀ (+ bias_i)); biased says which have a bias",
+    fused=True,
+)
+def _matmul_row(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    weights = s[1 : 1 + len(a["biased"])]
+    _need(all(len(w) == 2 and w[1] == s[0][1] for w in weights), "matmul_row", s)
+    return [(s[0][0], sum(w[0] for w in weights if isinstance(w[0], int)))]
+
+
+@_define(
+    "matmul_gated",
+    "x [R, K], gate [F, K], up [F, K] -> [R, F]",
+    ("activation",),
+    "y = activation(x gateᵀ) · (x upᵀ)",
+    fused=True,
+)
+def _matmul_gated(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[1] == s[2] and s[1][1] == s[0][1], "matmul_gated", s)
+    return [(s[0][0], s[1][0])]
+
+
+@_define(
+    "matmul_row_add",
+    "x [R, K], w [O, K], bias [O], residual [R, O] -> [R, O]",
+    ("biased",),
+    "y = residual + x wᵀ + bias",
+    fused=True,
+)
+def _matmul_row_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(s[0][1] == s[1][1] and s[2] == s[1][:1] and s[3] == (s[0][0], s[1][0]), "matmul_row_add", s)
+    return [s[3]]
+
+
 @_define("matmul_add", "x [R, K], w [O, K], residual [R, O] -> [R, O]", (), "y = residual + x wᵀ", fused=True)
 def _matmul_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     _need(s[0][1] == s[1][1] and s[2] == (s[0][0], s[1][0]), "matmul_add", s)
@@ -296,7 +338,7 @@ def _norm_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     "rope_write",
     "qkv [R, (H + 2 Hkv) D], !k [S, Hkv, C, D], !v [S, Hkv, C, D], pos [R], slot [R], norms? [D] [D], factors? [dim/2]"
     " -> q [R, H, D]",
-    ("heads", "theta", "dim", "interleaved", "scale", "norm"),
+    ("heads", "theta", "dim", "interleaved", "scale", "magnitude", "norm"),
     "k and v are written after rope (of q and k), and before that a norm (of q and k, if norm gives eps and offset)",
     fused=True,
 )

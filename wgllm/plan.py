@@ -104,6 +104,7 @@ class Fill:
     theta: float = 0.0
     dim: int = 0
     scale: float = 1.0
+    magnitude: float = 1.0
 
 
 @dataclass(frozen=True)

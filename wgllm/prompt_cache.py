@@ -37,9 +37,9 @@ _SAMPLE = 256
 Arrays = Sequence[Mapping[str, StateArray]]
 
 
-def fingerprint(file: ModelFile, config: object) -> str:
+def fingerprint(file: ModelFile, identity: object) -> str:
     """What tells a model from others: its numbers, its tensors' names, shapes and types, and some bytes of each."""
-    digest = hashlib.sha256(repr(config).encode())
+    digest = hashlib.sha256(repr(identity).encode())
     for name, tensor in sorted(file.tensors.items()):
         digest.update(repr((name, tensor.shape, tensor.format.name, tensor.nbytes)).encode())
         middle = tensor.nbytes // 2

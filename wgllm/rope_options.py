@@ -13,11 +13,10 @@ SCALINGS = ("none", "linear", "yarn")
 def rope_overrides(
     architecture: str, scaling: str | None, scale: float | None, freq_base: float | None
 ) -> dict[str, Any]:
-    """The metadata keys to put over a file's. ``scale`` is the factor by which the context grows. Raises UsageError."""
+    """The metadata keys to put over a file's. ``scale`` is the factor by which the context grows, linearly unless
+    ``scaling`` says yarn. Raises UsageError."""
     if scaling is not None and scaling not in SCALINGS:
         raise UsageError(f"rope scaling {scaling!r} is not one of {', '.join(SCALINGS)}")
-    if scaling == "yarn":
-        raise UsageError("rope scaling yarn: YaRN is not part of this version; none and linear are")
     if scaling == "none" and scale is not None:
         raise UsageError("rope scaling none leaves positions as they are; give a scale or none, not both")
     for name, value in (("scale", scale), ("frequency base", freq_base)):
@@ -26,7 +25,7 @@ def rope_overrides(
     prefix = f"{architecture}.rope."
     values: dict[str, Any] = {}
     if scale is not None:
-        values |= {f"{prefix}scaling.type": "linear", f"{prefix}scaling.factor": float(scale)}
+        values |= {f"{prefix}scaling.type": scaling or "linear", f"{prefix}scaling.factor": float(scale)}
     elif scaling is not None:
         values[f"{prefix}scaling.type"] = scaling
     if freq_base is not None:

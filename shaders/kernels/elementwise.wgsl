@@ -45,6 +45,13 @@ fn gelu_tanh(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgrou
 }
 
 @compute @workgroup_size(WORKGROUP)
+fn gelu(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    for (var i = id.x; i < COUNT; i += groups.x * WORKGROUP) {
+        y[i] = gelu_erf(a[i]);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
 fn add(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     for (var i = id.x; i < COUNT; i += groups.x * WORKGROUP) {
         y[i] = a[i] + b[i];

@@ -29,7 +29,7 @@
 @group(0) @binding(6) var<storage, read_write> q: array<f32>;
 
 const ALL_HEADS: u32 = HEADS + 2u * KV_HEADS;
-const HALF: u32 = DIM / 2u;
+const HALF: u32 = max(DIM / 2u, 1u);  // of heads that are not turned, too
 
 var<workgroup> given: array<f32, HEAD_DIM>;   // the head, after its norm
 var<workgroup> turned: array<f32, HEAD_DIM>;  // and after rope

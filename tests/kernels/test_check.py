@@ -35,7 +35,7 @@ from wgllm.wgsl import compose, shader_file
 CASES = {case.name: case for case in kernel_cases()}
 MODEL = tiny("qwen2.f32").path
 # Of no plan yet. What sums over subgroups is for cards, on which it has not been measured.
-UNUSED = {"outputs/biased_added.wgsl", "lanes/sums_subgroups.wgsl"}
+UNUSED = {"lanes/sums_subgroups.wgsl"}
 # No node of a graph: tests/kernels/test_sampling.py has them.
 SAMPLING = {
     *(
@@ -86,10 +86,10 @@ def check_file(executor: WebGpuExecutor | NumpyExecutor, path: Path, **options: 
         built = models.build(file)
         sizes = cell_counts(built.graph.windows, 512, 33, slots=1)
         program = executor.load(
-            built.graph, file.tensors, LoadOptions(sizes, largest_step=33, ctx_size=512, **options)
+            built.graph, built.weights, LoadOptions(sizes, largest_step=33, ctx_size=512, **options)
         )
         try:
-            check_model(program, file.tensors, built.config.vocab_size, verdicts.append)
+            check_model(program, built.weights, built.config.vocab_size, verdicts.append)
         finally:
             program.close()
     return verdicts
@@ -421,6 +421,32 @@ WRONG = [
         "residual[place(r, o)]", "1.001 * residual[place(r, o)]",
     ),
     (CARD, "layer Q8_0 with biases", "norm_matmul", "outputs/biased.wgsl", "bias[o]", "1.001 * bias[o]"),
+    (
+        SOFTWARE, "layer without a gate", "matmul_row_add", "outputs/biased_added.wgsl",
+        "bias[o]", "1.001 * bias[o]",
+    ),
+    (
+        CARD, "layer without a gate", "matmul_row_add", "outputs/biased_added.wgsl",
+        "residual[place(r, o)]", "1.001 * residual[place(r, o)]",
+    ),
+    (CARD, "layer without a gate", "matmul_row", "outputs/biased.wgsl", "bias[o]", "1.001 * bias[o]"),
+    (
+        CARD, "layer beside its MLP", "matmul_gated", "outputs/gated_silu.wgsl",
+        "safe_silu(gate)", "1.001 * safe_silu(gate)",
+    ),
+    (
+        SOFTWARE, "layer beside its MLP", "matmul_gated", "kernels/elementwise.wgsl",
+        "safe_silu(a[at])", "safe_silu(1.001 * a[at])",
+    ),
+    (
+        SOFTWARE, "layer beside its MLP", "rope_write", "kernels/rope_write.wgsl",
+        "return turned[i]", "return 1.0001 * turned[i]",
+    ),
+    (
+        SOFTWARE, "layer without a gate", "gelu", "lib/math.wgsl",
+        "0.19624884", "0.1963",
+    ),
+    (SOFTWARE, "norms of 33", "layer_norm", "kernels/layer_norm.wgsl", "r % HEADS * WIDTH", "0u * r"),
     (
         CARD, "layer Q4_0", "norm_gated", "outputs/gated_silu.wgsl",
         "safe_silu(gate)", "1.001 * safe_silu(gate)",

@@ -59,7 +59,8 @@ def test_layer_norm(gpu: Gpu, rows: int, width: int, workgroup: int) -> None:
     x, w, b = random(rows, width, size=30) + 100, random(width), random(width + 1)[1:]
     constants = {"ROWS": rows, "WIDTH": width, "EPS": 1e-5, "WORKGROUP": workgroup}
     source = compose("kernels/layer_norm.wgsl", constants=constants)
-    got = gpu.run(source, "layer_norm", [x, w, b, np.zeros_like(x)]).view(np.float32).reshape(x.shape)
+    got = gpu.run(source, "layer_norm", [x, w, np.zeros_like(x), b], written=2)
+    got = got.view(np.float32).reshape(x.shape)
     # Of means near 100 the last place is some of what is left when they are taken away.
     size = np.abs(w) * 100 / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
     error = np.abs(got - reference.layer_norm(x, w, b, eps=1e-5))
@@ -69,8 +70,18 @@ def test_layer_norm(gpu: Gpu, rows: int, width: int, workgroup: int) -> None:
 def test_layer_norm_of_equals_is_its_bias(gpu: Gpu) -> None:
     x, b = np.full((2, 33), 3, np.float32), random(33)
     source = compose("kernels/layer_norm.wgsl", constants={"ROWS": 2, "WIDTH": 33, "EPS": 1e-6})
-    got = gpu.run(source, "layer_norm", [x, random(33) + 1, b, np.zeros_like(x)]).view(np.float32)
+    got = gpu.run(source, "layer_norm", [x, random(33) + 1, np.zeros_like(x), b], written=2)
+    got = got.view(np.float32)
     np.testing.assert_array_equal(got.reshape(x.shape), [b, b])
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_layer_norm_without_a_bias_and_with_a_weight_for_each_head(gpu: Gpu, heads: int) -> None:
+    x, w = random(7, heads, 33, size=30), random(heads * 33)
+    constants = {"ROWS": 7 * heads, "WIDTH": 33, "EPS": 1e-5, "HEADS": heads}
+    source = compose("kernels/layer_norm.wgsl", constants=constants)
+    got = gpu.run(source, "layer_norm_plain", [x, w, np.zeros_like(x)]).view(np.float32)
+    assert_close(got.reshape(x.shape), reference.layer_norm(x, w, eps=1e-5))
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
@@ -108,6 +119,7 @@ def test_functions(gpu: Gpu, x: F32) -> None:
     with np.errstate(over="ignore"):
         assert_close(elementwise(gpu, "silu", x), reference.silu(x))
         assert_close(elementwise(gpu, "gelu_tanh", x), reference.gelu_tanh(x))
+        assert_close(elementwise(gpu, "gelu", x), reference.gelu(x))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 31), (257, 3)])

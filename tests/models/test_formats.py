@@ -94,10 +94,10 @@ def assert_all_agree(device: Device, packed: Path, plain: Path) -> None:
 
 def test_every_format_is_in_a_model() -> None:
     in_files = {view.format.name for model in ALL for view in open_gguf(model.path).tensors.values()}
-    assert {fmt.name for fmt in all_formats()} - in_files == {*FORMATS, "F16"}
+    assert {fmt.name for fmt in all_formats()} - in_files == {*FORMATS}
 
 
-@pytest.mark.parametrize("name", [*FORMATS, "F16"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_models_of_one_format(own_device: Device, name: str, tmp_path: Path) -> None:
     assert_all_agree(own_device, *twins(tmp_path, lambda tensor: name))
 

@@ -9,12 +9,22 @@ import wgllm
 from tests.tiny import ALL, Tiny, load_program, run_chunks, tiny
 from tests.tolerances import KV_ROUNDING, NUMPY_SAME
 from wgllm.backends.base import Step
+from wgllm.formats.gguf import open_gguf
+from wgllm.models import FAMILIES
 
 
 def test_all_reference_files_are_here() -> None:
     names = {t.id for t in ALL}
     assert {"llama-tied.f32", "llama-llama3rope.f32", "mistral.f32", "qwen2.f32", "gemma3.f32"} <= names
     assert sum(name.startswith("llama-q.") for name in names) == 12
+
+
+def test_every_family_has_a_reference() -> None:
+    def architecture(model: Tiny) -> str:
+        with open_gguf(model.path) as file:
+            return file.architecture
+
+    assert {architecture(model) for model in ALL} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
@@ -44,7 +54,9 @@ def test_greedy_tokens_equal_the_reference(model: Tiny) -> None:
             assert len(made) == n
 
 
-@pytest.mark.parametrize("name", ["llama-tied.f32", "qwen2.f32", "gemma3.f32"])
+@pytest.mark.parametrize(
+    "name", ["llama-tied.f32", "qwen2.f32", "gemma2.f32", "gemma3.f32", "cohere2.f16", "gpt2.f32"]
+)
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_prefill_in_chunks_gives_the_same_logits(name: str, chunk: int) -> None:
     # 150 positions with a window of 32: at largest_step 7 gemma3's ring of 39 cells is crossed three times.

@@ -303,12 +303,12 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_search(run: Run, caches: Path) -> None:
-    code, out, _ = run("search", "QWEN3", "8b")
+    code, out, _ = run("search", "QWEN3", "30b")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["qwen3:8b"]
-    assert "can't run yet: qwen3" in out and "?" in out
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["qwen3:30b-a3b"]
+    assert "can't run yet: qwen3moe" in out and "?" in out
     found = json.loads(run("search", "mit", "phi", "--json")[1])
-    assert {"phi3:mini", "phi4:14b"} <= {e["name"] for e in found} and not any(e["runs"] for e in found)
+    assert {"phi3:mini", "phi4:14b"} <= {e["name"] for e in found} and all(e["runs"] for e in found)
     code, out, err = run("search", "no-such-model")
     assert (code, out) == (3, "") and "no-such-model" in err
     assert len(run("search")[1].splitlines()) > 30
@@ -385,7 +385,11 @@ def test_rope_options_are_the_files_own_keys() -> None:
     assert np.array_equal(plain, last_logits(overrides=keys, rope_scaling="none"))
     assert np.array_equal(plain, last_logits(rope_freq_base=10000.0))
     assert np.abs(last_logits(rope_freq_base=500.0) - plain).max() > 1e-3
-    for bad in ({"rope_scaling": "yarn"}, {"rope_scaling": "dynamic"}, {"rope_scale": 0.0}, {"rope_scale": math.nan},
+    yarn = last_logits(rope_scale=4.0, rope_scaling="yarn")
+    keys["llama.rope.scaling.type"] = "yarn"
+    assert np.array_equal(yarn, last_logits(overrides=keys))
+    assert min(np.abs(yarn - other).max() for other in (plain, scaled)) > 1e-3
+    for bad in ({"rope_scaling": "dynamic"}, {"rope_scale": 0.0}, {"rope_scale": math.nan},
                 {"rope_scaling": "none", "rope_scale": 2.0}):  # fmt: skip
         with pytest.raises(UsageError, match="rope"):
             wgllm.load(MODEL, **bad)

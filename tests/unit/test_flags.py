@@ -183,9 +183,9 @@ def test_a_default_of_an_options_own_counts() -> None:
     assert "[default: edskypmxt]" in (OPTIONS["--sampler-seq"].help or "")
 
 
-def test_yarn_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--rope-scaling", "yarn", "hi"]) == 2
-    assert "YaRN is not part of this version" in capsys.readouterr().err
+def test_yarns_flags_name_the_key_that_does_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--yarn-orig-ctx", "4096", "hi"]) == 2
+    assert "--override-kv ARCHITECTURE.rope.scaling.original_context_length=int:N" in capsys.readouterr().err
 
 
 def test_no_option_has_a_name_of_another() -> None:

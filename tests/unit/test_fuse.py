@@ -55,6 +55,30 @@ PLAIN_LAYER = ["norm_matmul", "rope_write", "attention", "matmul_add", "norm_gat
 GEMMA_LAYER = [*PLAIN_LAYER[:3], "matmul", "norm_add", "norm_gated", "matmul", "norm_add"]
 
 
+SCALED_LAYER = [*PLAIN_LAYER[:3], "matmul", "scale", "add", "norm_gated", "matmul", "scale", "add"]
+ATTENTION = ["layer_norm", "matmul_row", "rope_write", "attention"]
+ROW_ADD = "matmul_row_add"
+
+
+@pytest.mark.parametrize(
+    ("name", "per_layer"),
+    [
+        ("stablelm.f32", [*ATTENTION, "matmul_add", "layer_norm", "matmul_gated", "matmul_add"]),
+        ("command-r.f16", [*ATTENTION, "matmul_add", "matmul_gated", "matmul_add"]),
+        ("cohere2.f16", [*ATTENTION, "matmul_add", "matmul_gated", "matmul_add"]),
+        ("falcon-7b.f16", [*ATTENTION, "matmul_add", "matmul", "gelu", "matmul_add"]),
+        ("gpt2.f32", [*ATTENTION, ROW_ADD, "layer_norm", "matmul_row", "gelu_tanh", ROW_ADD]),
+        ("starcoder2.f16", [*ATTENTION, ROW_ADD, "layer_norm", "matmul_row", "gelu_tanh", ROW_ADD]),
+        ("gptneox.f16", [*ATTENTION, ROW_ADD, "layer_norm", "matmul_row", "gelu", ROW_ADD]),
+    ],
+)
+def test_layers_with_layer_norms_are_fused_around_them(name: str, per_layer: list[str]) -> None:
+    graph = textbook(name)
+    fused = fuse(graph, ALL_PASSES)
+    for layer in {n.layer for n in graph.nodes if n.layer is not None}:
+        assert [n.op for n in fused.nodes if n.layer == layer and n.op != "reshape"] == per_layer
+
+
 @pytest.mark.parametrize(
     ("name", "per_layer"),
     [
@@ -62,6 +86,11 @@ GEMMA_LAYER = [*PLAIN_LAYER[:3], "matmul", "norm_add", "norm_gated", "matmul", "
         ("llama-llama3rope.f32", PLAIN_LAYER),
         ("qwen2.f32", PLAIN_LAYER),
         ("gemma3.f32", GEMMA_LAYER),
+        ("gemma2.f32", GEMMA_LAYER),
+        ("qwen3.f32", PLAIN_LAYER),
+        ("phi3.f32", PLAIN_LAYER),
+        ("smollm3.f16", PLAIN_LAYER),
+        ("granite.f16", SCALED_LAYER),
     ],
 )
 def test_every_layer_is_a_few_nodes(name: str, per_layer: list[str]) -> None:
@@ -69,7 +98,10 @@ def test_every_layer_is_a_few_nodes(name: str, per_layer: list[str]) -> None:
     fused = fuse(graph, ALL_PASSES)
     for layer in {n.layer for n in graph.nodes if n.layer is not None}:
         assert [n.op for n in fused.nodes if n.layer == layer and n.op != "reshape"] == per_layer
-    assert fused.nodes[-1].op == "norm_matmul" and fused.nodes[-1].outputs == ("logits",)
+    (head,) = (n for n in fused.nodes if n.layer is None and n.op == "norm_matmul")
+    assert fused.nodes[-1].outputs == ("logits",)
+    # Some are scaled or capped afterwards.
+    assert head is fused.nodes[-1] or (head is fused.nodes[-2] and fused.nodes[-1].op in ("scale", "softcap"))
 
 
 @pytest.mark.parametrize("name", ["llama-tied.f32", "llama-llama3rope.f32", "qwen2.f32", "gemma3.f32"])

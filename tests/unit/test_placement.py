@@ -98,7 +98,7 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Placer:
         file = open_gguf(tiny(name).path)
         built = models.build(file)
         return place(
-            built.graph, file.tensors, LoadOptions({}), wish, (card.device, ""), ctx, lambda: (4096, 64)
+            built.graph, built.weights, LoadOptions({}), wish, (card.device, ""), ctx, lambda: (4096, 64)
         )
 
     return run

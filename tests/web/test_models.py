@@ -27,14 +27,15 @@ def planned(
 ) -> tuple[Plan, np.ndarray[Any, np.dtype[np.uint8]]]:
     """The plan of a model, with schedules to read a prompt and to go on; and its packed weights."""
     with open_gguf(path) as file:
-        graph = models.build(file).graph
+        built = models.build(file, ctx)
+        graph = built.graph
         sizes = cell_counts(graph.windows, ctx, ROWS, slots=1)
         plan = lower(prepared(graph), PlanOptions(sizes, ctx, ROWS, software=software, host="tint"))
         for rows in (ROWS, 1):
             plan.schedule("body", rows, ctx)
         plan.schedule("tail", 1)
         plan.lower = None
-        return plan, np.concatenate(list(packed_file(plan, file.tensors)))
+        return plan, np.concatenate(list(packed_file(plan, built.weights)))
 
 
 def greedy(page: BrowserPage, path: Path, ids: Sequence[int], count: int, **options: bool) -> list[int]:

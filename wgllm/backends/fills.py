@@ -18,7 +18,7 @@ def fill_pieces(fill: Fill, weights: Mapping[str, TensorView]) -> Iterator[tuple
     """Bytes of the fill's region and where in it they begin, in multiples of 4; the rest of the region is zero."""
     if fill.kind == "rope":
         factors = [weights[r.tensor].array() for r in fill.rows]
-        table = RopeTable(fill.dim, fill.theta, fill.scale, factors[0] if factors else None)
+        table = RopeTable(fill.dim, fill.theta, fill.scale, factors[0] if factors else None, fill.magnitude)
         yield 0, _bytes(table.turns(np.arange(fill.positions, dtype=np.int32)).pairs)
     elif fill.kind == "numbers":
         yield 0, _bytes(np.concatenate([weights[r.tensor].array()[r.first : r.last] for r in fill.rows]))

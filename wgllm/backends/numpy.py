@@ -65,6 +65,33 @@ def gelu_tanh(x: Array) -> Array:
     return y
 
 
+def gelu(x: Array) -> Array:
+    y = erf(x * np.float32(0.7071067811865476))  # 1 / √2
+    y += np.float32(1)
+    y *= x
+    y *= np.float32(0.5)
+    return y
+
+
+# erf(x) between -4 and 4 is x P(x²) / Q(x²); a fit of least squares, the highest power first.
+_ERF_P = (1.9748325e-6, 2.8804145e-4, 4.0036407e-3, 5.346746e-2, 0.19624884, 1.1283790)
+_ERF_Q = (3.7480888e-5, 1.2163590e-3, 1.5444411e-2, 0.11647637, 0.50725216, 1.0)
+
+
+def erf(x: Array) -> Array:
+    """The error function; 4e-7 off at most, and ±1 beyond 4, as float32 has it."""
+    inside = np.clip(x, np.float32(-4), np.float32(4))
+    square = inside * inside
+    p, q = (np.full_like(x, terms[0]) for terms in (_ERF_P, _ERF_Q))
+    for y, terms in ((p, _ERF_P), (q, _ERF_Q)):
+        for term in terms[1:]:
+            y *= square
+            y += np.float32(term)
+    p *= inside
+    p /= q
+    return np.where(np.abs(x) < 4, p, np.sign(x))
+
+
 def softmax(x: Array) -> Array:
     y: Array = x - x.max(axis=-1, keepdims=True)
     np.exp(y, out=y)
@@ -107,13 +134,15 @@ def rms_norm(x: Array, w: Array, *, eps: float, offset: float) -> Array:
     return y
 
 
-def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Array:
+def layer_norm(x: Array, w: Array, b: Array | None = None, *, eps: float) -> Array:
+    width = x.shape[-1]
     y: Array = x - x.mean(axis=-1, keepdims=True)
     # Of the differences: the mean of squares less the square of the mean cancels where x is far from zero.
-    variance = np.einsum("...i,...i->...", y, y)[..., None] / np.float32(len(w))
+    variance = np.einsum("...i,...i->...", y, y)[..., None] / np.float32(width)
     y *= np.float32(1) / np.sqrt(variance + np.float32(eps))
-    y *= w
-    y += b
+    y *= w if len(w) == width else w.reshape(-1, width)
+    if b is not None:
+        y += b
     return y
 
 
@@ -130,13 +159,16 @@ class Turns(NamedTuple):
 class RopeTable:
     """The angles of one kind of rope as complex numbers, for positions up to the largest seen."""
 
-    def __init__(self, dim: int, theta: float, scale: float, factors: Array | None) -> None:
+    def __init__(
+        self, dim: int, theta: float, scale: float, factors: Array | None, magnitude: float = 1.0
+    ) -> None:
         # In float32 as the models were trained and as the reference computes them.
         exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
         self.frequency = np.float32(1) / np.float32(theta) ** exponent  # [dim/2]
         if factors is not None:
             self.frequency = self.frequency / factors
         self.frequency = (self.frequency * np.float32(scale)).astype(np.float32)
+        self.magnitude = np.float32(magnitude)
         self._turns = np.empty((0, dim // 2), np.complex64)
         self._last: tuple[Ints, Turns] | None = None
 
@@ -149,7 +181,8 @@ class RopeTable:
         if need > len(table):
             n = max(need, 2 * len(table), 256)
             angle = np.arange(n, dtype=np.float32)[:, None] * self.frequency
-            self._turns = table = np.cos(angle) + np.complex64(1j) * np.sin(angle)
+            table = np.cos(angle) + np.complex64(1j) * np.sin(angle)
+            self._turns = table = table if self.magnitude == 1 else table * self.magnitude
         turns = table[pos][:, None]
         cos, sin = turns.real, turns.imag
         found = Turns(turns, np.concatenate((cos, cos), axis=-1), np.concatenate((-sin, sin), axis=-1))
@@ -158,8 +191,9 @@ class RopeTable:
 
 
 @functools.lru_cache(maxsize=32)
-def _rope_table(dim: int, theta: float, scale: float, factors: bytes | None) -> RopeTable:
-    return RopeTable(dim, theta, scale, None if factors is None else np.frombuffer(factors, np.float32))
+def _rope_table(dim: int, theta: float, scale: float, factors: bytes | None, magnitude: float) -> RopeTable:
+    given = None if factors is None else np.frombuffer(factors, np.float32)
+    return RopeTable(dim, theta, scale, given, magnitude)
 
 
 def rope(
@@ -171,8 +205,9 @@ def rope(
     dim: int,
     interleaved: bool,
     scale: float,
+    magnitude: float = 1.0,
 ) -> Array:
-    table = _rope_table(dim, theta, scale, None if factors is None else factors.tobytes())
+    table = _rope_table(dim, theta, scale, None if factors is None else factors.tobytes(), magnitude)
     turns = table.turns(pos)
     turned = x[..., :dim]
     if interleaved:
@@ -350,6 +385,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "softcap": softcap,
     "silu": silu,
     "gelu_tanh": gelu_tanh,
+    "gelu": gelu,
     "softmax": softmax,
     "add": add,
     "mul": mul,

@@ -124,7 +124,7 @@ def _check_model(executor: WebGpuExecutor, name: str, report: Report) -> None:
     from wgllm.models.opening import open_model
 
     with open_model(resolve(name)) as file:
-        built = models.build(file)
+        built = models.for_context(models.build(file), file, _CTX)
         report.model = model_facts(file)
         rows = max(MODEL_STEPS)
         sizes = cell_counts(built.graph.windows, _CTX, rows, slots=1)
@@ -140,10 +140,10 @@ def _check_model(executor: WebGpuExecutor, name: str, report: Report) -> None:
         try:
             _progress(f"loading {name}")
             program = executor.load(
-                built.graph, file.tensors, LoadOptions(sizes, largest_step=rows, ctx_size=_CTX)
+                built.graph, built.weights, LoadOptions(sizes, largest_step=rows, ctx_size=_CTX)
             )
             try:
-                check_model(program, file.tensors, built.config.vocab_size, record)
+                check_model(program, built.weights, built.config.vocab_size, record)
             finally:
                 program.close()
         except DeviceError as error:

@@ -95,7 +95,10 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return size
 
 
-_NO_YARN = "YaRN is not part of this version; --rope-scaling linear is"
+def _by_key(key: str) -> str:
+    return f"not part of this version; --override-kv ARCHITECTURE.rope.scaling.{key}:N does the same"
+
+
 _NO_LORA = "LoRA adapters are not part of this version"
 _NO_GRAMMAR = "constrained output is not part of this version"
 
@@ -142,7 +145,7 @@ model_options = combined(
     click.option("-ub", "--ubatch-size", type=click.IntRange(min=1), default=None, metavar="N",
                  help="Tokens of the prompt read in one step.  [default: what keeps a step short]"),
     click.option("--rope-scaling", type=click.Choice(("none", "linear", "yarn")), default=None,
-                 help="How rope is scaled; yarn is to come.  [default: the model's]"),
+                 help="How rope is scaled.  [default: the model's]"),
     click.option("--rope-scale", type=_positive, default=None, metavar="N", help="Expand the context by this factor."),
     click.option("--rope-freq-base", type=_positive, default=None, metavar="N",
                  help="Base of rope's frequencies.  [default: the model's]"),
@@ -162,11 +165,11 @@ model_options = combined(
                  help="Do not measure which shaders are fastest on the GPU, nor use what was measured."),
     click.option("--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,
                  help="Show what could compute and exit, as `wgllm devices` does."),
-    refused("--yarn-orig-ctx", because=_NO_YARN),
-    refused("--yarn-ext-factor", because=_NO_YARN),
-    refused("--yarn-attn-factor", because=_NO_YARN),
-    refused("--yarn-beta-slow", because=_NO_YARN),
-    refused("--yarn-beta-fast", because=_NO_YARN),
+    refused("--yarn-orig-ctx", because=_by_key("original_context_length=int")),
+    refused("--yarn-ext-factor", because="not part of this version; it is 1 with yarn, else 0"),
+    refused("--yarn-attn-factor", because=_by_key("attn_factor=float")),
+    refused("--yarn-beta-slow", because=_by_key("yarn_beta_slow=float")),
+    refused("--yarn-beta-fast", because=_by_key("yarn_beta_fast=float")),
     refused("--lora", because=_NO_LORA),
     refused("--lora-scaled", because=_NO_LORA),
 )  # fmt: skip

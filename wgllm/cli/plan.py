@@ -118,7 +118,7 @@ def plan_command(
         request = _request(file, ctx_size, (kv_type, kv_type_v), rows, pos, limits, where, host)
         facts = _facts(request)
         if export is not None:
-            _export(request, file.tensors, Path(export))
+            _export(request, Path(export))
         if as_json:
             click.echo(json.dumps(facts))
         else:
@@ -133,6 +133,7 @@ class _Request:
 
     name: str
     graph: Graph
+    weights: Mapping[str, TensorView]
     options: PlanOptions
     kv_types: tuple[str, str]
     pos: int
@@ -188,6 +189,7 @@ def _request(
 
     built = models.build(file)
     ctx = wanted_ctx_size(built, ctx_size)
+    built = models.for_context(built, file, ctx)
     for flag, n in (("--rows", rows), ("--pos", pos)):
         if n is not None and n > ctx:
             raise UsageError(f"{flag} {n} does not fit a context of {ctx} tokens (-c)")
@@ -199,7 +201,7 @@ def _request(
         return PlanOptions(sizes, ctx, step, kv_type_of, limits, host=host)
 
     step = rows or widest_step(graph, options(min(_STEP_ROWS, ctx)))
-    return _Request(file.path.name, graph, options(step), kv_types, pos or ctx, where)
+    return _Request(file.path.name, graph, built.weights, options(step), kv_types, pos or ctx, where)
 
 
 # Figures
@@ -385,7 +387,7 @@ def _millions(n: int) -> str:
 # Files
 
 
-def _export(request: _Request, weights: Mapping[str, TensorView], folder: Path) -> None:
+def _export(request: _Request, folder: Path) -> None:
     """Writes plan.json, with schedules for one row, for all rows and a tail of one row, and weights.bin."""
     plan = request.lower()
     with request.refused():
@@ -398,7 +400,7 @@ def _export(request: _Request, weights: Mapping[str, TensorView], folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     plan_file, weights_file = folder / "plan.json", folder / "weights.bin"
     with _replacing(weights_file, plan_file) as (weights_out, plan_out):
-        total = _write_weights(plan, weights, weights_out, loading_bar(weights_file.name, "writing"))
+        total = _write_weights(plan, request.weights, weights_out, loading_bar(weights_file.name, "writing"))
         plan_out.write(text.encode())
     say(f"{printable(str(plan_file))}: {len(text) / 2**20:,.1f} MiB, {len(plan.kernels)} shaders")
     say(f"{printable(str(weights_file))}: {total / 2**20:,.1f} MiB")

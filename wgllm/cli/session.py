@@ -53,9 +53,9 @@ class Session:
         from wgllm.check_report import Summary
         from wgllm.engine import Engine
 
-        engine, file, summary = self.llm.engine, self.llm.file, Summary()
-        assert isinstance(engine, Engine) and file is not None
-        watch(engine.pipeline, file.tensors, summary.add)
+        engine, model, summary = self.llm.engine, self.llm.model, Summary()
+        assert isinstance(engine, Engine) and model is not None
+        watch(engine.pipeline, model.weights, summary.add)
         return summary
 
     def chat_tokens(

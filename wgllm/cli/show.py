@@ -148,7 +148,7 @@ def _memory(file: ModelFile, ctx_size: int, kv_type: str) -> dict[str, Any]:
         "kv_type": kv_type,
         "kv_bytes": state_bytes(built.graph, sizes, bytes_per_number),
         "cpu_kv_bytes": state_bytes(built.graph, sizes, 4),
-        "float32_bytes": sum(4 * file.tensors[name].size for name in used),
+        "float32_bytes": sum(4 * built.weights[name].size for name in used),
     }
 
 

@@ -1,11 +1,11 @@
-"""Qwen2 and Qwen2.5: Llama's layers with biases on queries, keys and values."""
+"""Qwen 2, 2.5 and 3: Llama's layers; 2 has biases on queries, keys and values, 3 a norm of each head instead."""
 
 from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
 from wgllm.models.hf_family import LLAMA_TENSORS, HfFamily, no_window
 
-ARCHITECTURES = ("qwen2",)
+ARCHITECTURES = ("qwen2", "qwen3")
 
 HF = (
     HfFamily(
@@ -22,17 +22,34 @@ HF = (
         },
         expects={"hidden_act": ("silu", "swish")},
     ),
+    HfFamily(
+        model_types=("qwen3",),
+        architecture="qwen3",
+        tensors=LLAMA_TENSORS,
+        keys={"attention.sliding_window": no_window},
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 32768,
+            "head_dim": 128,
+            "use_sliding_window": False,
+            "max_window_layers": 28,
+            "tie_word_embeddings": False,
+        },
+        expects={"hidden_act": ("silu", "swish")},
+    ),
 )
 
 
 def build(b: Blocks) -> None:
     c = b.config
+    third = c.architecture == "qwen3"
     x = b.embed()
     for i in range(c.n_layers):
         b.graph.layer = i
         p = f"blk.{i}"
         y = b.norm(f"{p}.attn_norm", x, f"{p}.attn_norm.weight", c.d_model)
-        x = b.add(f"{p}.attn.sum", x, b.attention(y, i, rope=c.rope, bias=True))
+        y = b.attention(y, i, rope=c.rope, bias=None if third else True, qk_norm="head" if third else None)
+        x = b.add(f"{p}.attn.sum", x, y)
         y = b.norm(f"{p}.ffn_norm", x, f"{p}.ffn_norm.weight", c.d_model)
         x = b.add(f"{p}.ffn.sum", x, b.gated_mlp(y, i, "silu"))
     b.head(x)

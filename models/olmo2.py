@@ -1,0 +1,26 @@
+"""OLMo 2 and 3: norms after each block and none before, all queries and all keys normed as one row; of OLMo 3 three
+of four layers attend to a window."""
+
+from __future__ import annotations
+
+from wgllm.models.blocks import Blocks
+from wgllm.models.config import Keys
+
+ARCHITECTURES = ("olmo2",)
+
+
+def build(b: Blocks) -> None:
+    c = b.config
+    windows = Keys(b.file).windows(c.n_layers, 4)
+    x = b.embed()
+    for i, window in enumerate(windows):
+        b.graph.layer = i
+        p = f"blk.{i}"
+        # What extends the context is for layers that see all of it.
+        rope = c.rope if window is None else c.rope.plain()
+        y = b.attention(x, i, rope=rope, window=window, qk_norm="row")
+        y = b.norm(f"{p}.attn_out.normed", y, f"{p}.post_attention_norm.weight", c.d_model)
+        x = b.add(f"{p}.attn.sum", x, y)
+        y = b.norm(f"{p}.ffn_out.normed", b.gated_mlp(x, i, "silu"), f"{p}.post_ffw_norm.weight", c.d_model)
+        x = b.add(f"{p}.ffn.sum", x, y)
+    b.head(x)

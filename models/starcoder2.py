@@ -1,0 +1,23 @@
+"""StarCoder2: layer norms, biases everywhere, rope, an MLP without a gate."""
+
+from __future__ import annotations
+
+from wgllm.models.blocks import Blocks
+from wgllm.models.config import Keys
+
+ARCHITECTURES = ("starcoder2",)
+NORM = "layer_norm"
+
+
+def build(b: Blocks) -> None:
+    c = b.config
+    window = Keys(b.file).integer("attention.sliding_window", 0, low=0) or None
+    x = b.embed()
+    for i in range(c.n_layers):
+        b.graph.layer = i
+        p = f"blk.{i}"
+        y = b.norm(f"{p}.attn_norm", x, f"{p}.attn_norm.weight", c.d_model)
+        x = b.add(f"{p}.attn.sum", x, b.attention(y, i, rope=c.rope, window=window))
+        y = b.norm(f"{p}.ffn_norm", x, f"{p}.ffn_norm.weight", c.d_model)
+        x = b.add(f"{p}.ffn.sum", x, b.mlp(y, i, "gelu_tanh"))
+    b.head(x)
