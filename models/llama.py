@@ -1,9 +1,10 @@
-"""Llama 1 to 3.3, SmolLM2, Mistral: RMS norms, rope, grouped-query attention, SiLU-gated MLP."""
+"""Llama 1 to 3.3, SmolLM2, Mistral, Mixtral: RMS norms, rope, grouped-query attention, SiLU-gated MLP or experts."""
 
 from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Keys
+from wgllm.models.experts import expert_mlp, read_mixture
 from wgllm.models.hf_family import LLAMA_TENSORS, ROPE_TYPES, HfFamily, same_window
 
 ARCHITECTURES = ("llama",)
@@ -38,8 +39,7 @@ HF = (
 def build(b: Blocks) -> None:
     c = b.config
     keys = Keys(b.file)
-    if keys.integer("expert_count", 0, low=0):
-        raise keys.fail("expert_count", "mixtures of experts are not supported yet")
+    mixture = read_mixture(b, normalized=True, d_ff=c.d_ff)
     # Mistral 7B v0.1 attends to a window; Llama files have no such key.
     window = keys.integer("attention.sliding_window", 0, low=0) or None
     rope = b.with_factors(c.rope)
@@ -51,5 +51,6 @@ def build(b: Blocks) -> None:
         y = b.attention(y, i, rope=rope, window=window)
         x = b.add(f"{p}.attn.sum", x, y)
         y = b.norm(f"{p}.ffn_norm", x, f"{p}.ffn_norm.weight", c.d_model)
-        x = b.add(f"{p}.ffn.sum", x, b.gated_mlp(y, i, "silu"))
+        y = expert_mlp(b, y, i, "silu", mixture) if mixture.experts else b.gated_mlp(y, i, "silu")
+        x = b.add(f"{p}.ffn.sum", x, y)
     b.head(x)

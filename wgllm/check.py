@@ -67,6 +67,13 @@ TOLERANCES: Mapping[str, float] = {
     "matmul_row_add": 2e-5,
     "matmul_gated": 2e-5,
     "norm_add": 4e-6,
+    # Of mixtures of experts: who is chosen must be the same.
+    "top_experts": 4e-6,
+    "expert_matmul": 2e-5,
+    "weighted_sum": 2e-6,
+    "gate_rows": 4e-6,
+    "expert_gated": 2e-5,
+    "expert_add": 2e-5,
     # Of the head's largest number; of what is stored in other types than f32, as kv_write.
     "rope_write": 4e-6,
     "concat": 0.0,
@@ -364,7 +371,7 @@ class NodeChecker:
     def _format(self, node: Node) -> str | None:
         for name in node.inputs:
             tensor = self.graph.tensors[name]
-            if tensor.kind == "weight" and len(tensor.shape) == 2:
+            if tensor.kind == "weight" and len(tensor.shape) > 1:
                 return tensor.dtype
             if tensor.kind == "state" and tensor.dtype != "i32":
                 return self.options.kv_type_of(name)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from wgllm.backends.base import Array, Ints, LoadOptions
+from wgllm.check_experts import expert_cases
 from wgllm.formats.model_file import TensorView
 from wgllm.graph import OUT_ROWS, ROWS, SLOTS, Graph, GraphBuilder
 from wgllm.quant import QuantFormat, all_formats, format_by_name
@@ -76,13 +77,14 @@ def kernel_cases() -> Iterator[Case]:
             _attention_case(f"textbook attention {kv_type}", 6, 2, 32, kv_type), fused_attention=False
         )
     yield from _layer_cases()
+    yield from expert_cases(Drafting)
 
 
 def replace_options(case: Case, **options: Any) -> Case:
     return replace(case, options=replace(case.options, **options))
 
 
-class _Drafting:
+class Drafting:
     """A case that is being made: a builder, and numbers that its name determines."""
 
     def __init__(self, name: str) -> None:
@@ -99,6 +101,11 @@ class _Drafting:
     def weight(self, name: str, fmt: QuantFormat, rows: int, width: int) -> str:
         self.weights[name] = random_weight(name, fmt, rows, width, self.random)
         return self.graph.weight(name, (rows, width), fmt.name)
+
+    def experts(self, name: str, fmt: QuantFormat, experts: int, rows: int, width: int) -> str:
+        flat = random_weight(name, fmt, experts * rows, width, self.random)
+        self.weights[name] = replace(flat, shape=(experts, rows, width))
+        return self.graph.weight(name, (experts, rows, width), fmt.name)
 
     def vector(self, name: str, values: Array) -> str:
         self.weights[name] = TensorView(name, values.shape, format_by_name("F32"), values.view(np.uint8))
@@ -143,7 +150,7 @@ def _rows(n: int) -> Inputs:
 
 def _format_case(fmt: QuantFormat) -> Case:
     """A format looked up, and in products of few rows and of many."""
-    case = _Drafting(f"format {fmt.name}")
+    case = Drafting(f"format {fmt.name}")
     # An odd number of blocks, whose float16 scales share words.
     width, vocabulary = 3 * max(fmt.block_size, 32), 7
     case.graph.input("token", (ROWS,))
@@ -163,7 +170,7 @@ def _awkward_products(
     rows: Sequence[int] = (1, 3, 7, 31, 32, 33, 257),
 ) -> Case:
     width = width or max(fmt.block_size, 64)
-    case = _Drafting(f"products {fmt.name} {width}→{max(sizes)}")
+    case = Drafting(f"products {fmt.name} {width}→{max(sizes)}")
     case.graph.input("x", (ROWS, width), "f32")
     for outputs in sizes:
         case.result(f"y{outputs}", "matmul", "x", case.weight(f"w{outputs}", fmt, outputs, width))
@@ -172,7 +179,7 @@ def _awkward_products(
 
 def _odd_widths(fmt: QuantFormat) -> Case:
     """Rows that begin and end within a word, or within the 32 numbers that shaders read at once."""
-    case = _Drafting(f"odd widths {fmt.name}")
+    case = Drafting(f"odd widths {fmt.name}")
     case.graph.input("token", (ROWS,))
     for width in (1, 33, 70):
         case.graph.input(f"x{width}", (ROWS, width), "f32")
@@ -187,7 +194,7 @@ def _odd_widths(fmt: QuantFormat) -> Case:
 
 def _element_case(name: str, width: int, rows: Sequence[int]) -> Case:
     """Operators on single numbers and on rows, some of them one after the other."""
-    case = _Drafting(name)
+    case = Drafting(name)
     for x in ("a", "b"):
         case.graph.input(x, (ROWS, width), "f32")
     case.vector("bias", case.numbers(width))
@@ -199,7 +206,7 @@ def _element_case(name: str, width: int, rows: Sequence[int]) -> Case:
     return case.done([_rows(n) | {x: case.numbers(n, width, size=3) for x in ("a", "b")} for n in rows])
 
 
-def _functions(case: _Drafting) -> None:
+def _functions(case: Drafting) -> None:
     case.result("scaled", "scale", "a", factor=0.3)
     case.result("capped", "softcap", "a", cap=30.0)
     case.result("silu", "silu", "a")
@@ -208,7 +215,7 @@ def _functions(case: _Drafting) -> None:
 
 
 def _far_elements() -> Case:
-    case = _Drafting("far elements")
+    case = Drafting("far elements")
     case.graph.input("a", (ROWS, 1), "f32")
     _functions(case)
     return case.done([_rows(len(_FAR)) | {"a": _FAR[:, None]}])
@@ -216,7 +223,7 @@ def _far_elements() -> Case:
 
 def _norm_case(width: int) -> Case:
     """Norms of rows, and of the heads of rows."""
-    case = _Drafting(f"norms of {width}")
+    case = Drafting(f"norms of {width}")
     case.graph.input("x", (ROWS, 3 * width), "f32")
     case.graph.op("heads", "reshape", "x", shape=(ROWS, 3, width))
     case.vector("w", case.numbers(width))
@@ -234,7 +241,7 @@ def _norm_case(width: int) -> Case:
 
 def _rope_case() -> Case:
     """Both styles, of whole heads and of parts, with and without factors."""
-    case = _Drafting("rope")
+    case = Drafting("rope")
     case.graph.input("q", (ROWS, 3, 24), "f32")
     case.vector("factors", np.array([1, 1.5, 2, 8, 32], np.float32))
     for interleaved in (False, True):
@@ -250,7 +257,7 @@ def _rope_case() -> Case:
 
 def _select_case() -> Case:
     """Some rows to the end of a model, in any order and twice."""
-    case = _Drafting("selected rows")
+    case = Drafting("selected rows")
     case.graph.input("x", (ROWS, 32), "f32")
     case.graph.input("out_rows", (OUT_ROWS,))
     case.graph.op("some", "select_rows", "x", "out_rows")
@@ -263,7 +270,7 @@ def _select_case() -> Case:
 
 
 def _attention(
-    case: _Drafting, heads: int, kv_heads: int, head_dim: int, window: int | None, cap: float | None
+    case: Drafting, heads: int, kv_heads: int, head_dim: int, window: int | None, cap: float | None
 ) -> str:
     """The textbook's nodes from q, k, v to values, with a state of their own; returns its cells."""
     graph = case.graph
@@ -285,7 +292,7 @@ def _attention_case(
     name: str, heads: int, kv_heads: int, head_dim: int, kv_type: str, kv_type_v: str | None = None
 ) -> Case:
     """Three slots, a whole context and a window whose ring goes round; the last steps have one row each."""
-    case = _Drafting(name)
+    case = Drafting(name)
     case.graph.input("q", (ROWS, heads, head_dim), "f32")
     for x in ("k", "v"):
         case.graph.input(x, (ROWS, kv_heads, head_dim), "f32")
@@ -303,7 +310,7 @@ def _attention_case(
 
 
 def _attention_step(
-    case: _Drafting, rows: Sequence[tuple[int, int]], heads: int, kv_heads: int, head_dim: int
+    case: Drafting, rows: Sequence[tuple[int, int]], heads: int, kv_heads: int, head_dim: int
 ) -> Inputs:
     """``rows``: position and slot of each."""
     pos, slot = np.array(rows, np.int32).T
@@ -317,7 +324,7 @@ def _attention_step(
 
 def _long_context_case() -> Case:
     """More cells than most steps look at."""
-    case = _Drafting("long context")
+    case = Drafting("long context")
     case.graph.input("q", (ROWS, 3, 4), "f32")
     for x in ("k", "v"):
         case.graph.input(x, (ROWS, 1, 4), "f32")
@@ -377,7 +384,7 @@ def _layer_cases() -> Iterator[Case]:
 
 
 def _layer_case(layer: _Layer) -> Case:
-    case = _Drafting(layer.name)
+    case = Drafting(layer.name)
     g, width = case.graph, layer.heads * layer.head_dim
     first, other = map(format_by_name, layer.formats)
     case.graph.input("x", (ROWS, width), "f32")
@@ -408,7 +415,7 @@ def _layer_case(layer: _Layer) -> Case:
     return _layer_steps(case, layer, width)
 
 
-def _norm(case: _Drafting, layer: _Layer, name: str, x: str, width: int) -> str:
+def _norm(case: Drafting, layer: _Layer, name: str, x: str, width: int) -> str:
     w = case.vector(f"w.{name}", case.numbers(width))
     if layer.layer_norm:
         b = case.vector(f"b.{name}", case.numbers(width))
@@ -416,9 +423,7 @@ def _norm(case: _Drafting, layer: _Layer, name: str, x: str, width: int) -> str:
     return case.graph.op(name, "rms_norm", x, w, eps=1e-5, offset=0.0)
 
 
-def _linear(
-    case: _Drafting, layer: _Layer, name: str, x: str, fmt: QuantFormat, rows: int, width: int
-) -> str:
+def _linear(case: Drafting, layer: _Layer, name: str, x: str, fmt: QuantFormat, rows: int, width: int) -> str:
     y = case.graph.op(name, "matmul", x, case.weight(f"w.{name}", fmt, rows, width))
     if not layer.bias_after:
         return y
@@ -426,7 +431,7 @@ def _linear(
 
 
 def _attention_of_layer(
-    case: _Drafting, layer: _Layer, normed: str, first: QuantFormat, other: QuantFormat
+    case: Drafting, layer: _Layer, normed: str, first: QuantFormat, other: QuantFormat
 ) -> str:
     g, head_dim = case.graph, layer.head_dim
     width = layer.heads * head_dim
@@ -462,7 +467,7 @@ def _attention_of_layer(
     return _linear(case, layer, "out", last, other, width, width)
 
 
-def _layer_steps(case: _Drafting, layer: _Layer, width: int) -> Case:
+def _layer_steps(case: Drafting, layer: _Layer, width: int) -> Case:
     """Of few rows, of more than kernels for few take, and of one."""
     steps: list[Inputs] = []
     start = 0

@@ -30,13 +30,17 @@ Value = Any
 
 
 class Made(NamedTuple):
-    want: Array
+    want: Any
+    """float32, or int32 for ids of experts."""
     size: Array
     """Broadcasts to ``want``."""
 
 
 def make(node: Node, inputs: Mapping[str, Value]) -> list[Made]:
     """What each output of a node that writes no state should be."""
+    if node.op == "top_experts":
+        ids, weights = kernels.top_experts(inputs[node.inputs[0]], **node.attrs)
+        return [Made(ids, np.ones_like(weights)), Made(weights, _largest(weights))]
     if not node.body:
         return [_make(node, [inputs[n] for n in node.inputs], [None] * len(node.inputs))]
     made = make_body(node, inputs)
@@ -58,6 +62,8 @@ def _make(node: Node, args: Sequence[Value], grown: Sequence[Array | None]) -> M
     """``grown``: the sizes of the inputs that are not exact."""
     if node.op == "matmul":
         return _product(*args)
+    if node.op == "expert_matmul":
+        return _expert_product(*args)
     if node.op == "embed":
         want = args[0].gather(args[1])
         return Made(want, _largest_of_group(want))
@@ -76,6 +82,17 @@ def _product(x: Array, w: TensorView) -> Made:
         part = w.rows(first, min(rows, first + step))
         np.matmul(x, part.T, out=want[:, first : first + len(part)])
         np.matmul(np.abs(x), np.abs(part).T, out=size[:, first : first + len(part)])
+    return Made(want, size)
+
+
+def _expert_product(x: Array, w: TensorView, ids: Ints) -> Made:
+    height, width = w.shape[1:]
+    x = np.broadcast_to(x.reshape(len(x), -1, width), (*ids.shape, width))
+    want, size = (np.empty((*ids.shape, height), np.float32) for _ in range(2))
+    for expert in np.unique(ids):
+        mine = ids == expert
+        part = w.rows(expert * height, (expert + 1) * height)
+        want[mine], size[mine] = x[mine] @ part.T, np.abs(x[mine]) @ np.abs(part).T
     return Made(want, size)
 
 
@@ -106,6 +123,12 @@ def _size(node: Node, args: Sequence[Value], grown: Sequence[Array | None], want
                     size = size + g * np.abs(other)
         case "scale":
             size = (np.abs(x) if first is None else first) * np.float32(abs(node.attrs["factor"]))
+        case "weighted_sum":
+            size = kernels.weighted_sum(np.abs(x) if first is None else first, np.abs(args[1]))
+        case "gate_rows":
+            # The gate is off by some of its long sum, and no slope of it is above 1/4.
+            long = np.abs(args[1]) @ np.abs(args[2])
+            size = np.abs(want) * (1 + long[:, None])
         case "softcap":
             # Of small numbers too tanh may be off by some of what it makes of large ones.
             size = np.full_like(want, node.attrs["cap"]) if first is None else first + node.attrs["cap"]

@@ -308,6 +308,47 @@ def fuse_matmul_row(graph: Graph) -> Graph:
     return _rewrite(graph, replaced)
 
 
+def fuse_expert_gated(graph: Graph) -> Graph:
+    """expert_matmul(gate) and expert_matmul(up) of the same rows and experts · gated → ``expert_gated``."""
+    uses, replaced = _Uses(graph), dict[int, Node | None]()
+    made_by = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs}
+    for i, node in enumerate(graph.nodes):
+        if node.op != "gated":
+            continue
+        parts = [made_by.get(name) for name in node.inputs if uses.only_reader(name) == i]
+        products = [graph.nodes[j] for j in parts if j is not None and graph.nodes[j].op == "expert_matmul"]
+        if len(products) < 2:
+            continue
+        (x, gate, ids), (other, up, other_ids) = (n.inputs for n in products)
+        weights = [graph.tensors[name] for name in (gate, up)]
+        alike = (x, ids) == (other, other_ids) and len(graph.tensors[x].shape) == 2
+        if not alike or weights[0].dtype != weights[1].dtype:
+            continue
+        replaced.update(dict.fromkeys(j for j in parts if j is not None))
+        body = (*products, *node.body)
+        replaced[i] = Node("expert_gated", (x, gate, up, ids), node.outputs, node.attrs, node.layer, body)
+    return _rewrite(graph, replaced)
+
+
+def fuse_expert_add(graph: Graph) -> Graph:
+    """expert_matmul · weighted_sum · add, of another temporary → ``expert_add``."""
+    uses, replaced = _Uses(graph), dict[int, Node | None]()
+    for i, node in enumerate(graph.nodes):
+        chain = uses.chain(i, "weighted_sum", "add") if node.op == "expert_matmul" else None
+        if chain is None or len(graph.tensors[node.inputs[0]].shape) != 3:
+            continue
+        total, add = graph.nodes[chain[1]], graph.nodes[chain[2]]
+        if node.outputs[0] != total.inputs[0]:
+            continue
+        (residual,) = (n for n in add.inputs if n != total.outputs[0])
+        if graph.tensors[residual].shape == graph.tensors[total.outputs[0]].shape:
+            replaced.update(dict.fromkeys(chain[:-1]))
+            inputs = (*node.inputs, total.inputs[1], residual)
+            body = (node, total, add)
+            replaced[chain[2]] = Node("expert_add", inputs, add.outputs, {}, add.layer, body)
+    return _rewrite(graph, replaced)
+
+
 def _fuse_residual(op: str, fused: str) -> Pass:
     """``op`` · add, of what ``op`` makes and another temporary → ``fused``."""
 
@@ -341,5 +382,7 @@ PASSES: dict[str, Pass] = {
     "matmul_add": _fuse_residual("matmul", "matmul_add"),
     "matmul_row_add": _fuse_residual("matmul_row", "matmul_row_add"),
     "norm_add": _fuse_residual("rms_norm", "norm_add"),
+    "expert_gated": fuse_expert_gated,
+    "expert_add": fuse_expert_add,
 }
 """By the operator that a pass makes, in their order: some take what others have made."""

@@ -50,10 +50,10 @@ def _product(
         chosen = shape(product, c.places.target)
         part = None
         if bias is not None:
-            part = Region(bias.buffer, bias.offset + 4 * shard.first, _up16(4 * shard.count))
+            part = Region(bias.buffer, bias.offset + 4 * shard.first, up16(4 * shard.count))
         sums = None
         if chosen.scratch:
-            sums = c.places.scratch(c.node, "partial_sums")._replace(size=_up16(chosen.scratch))
+            sums = c.places.scratch(c.node, "partial_sums")._replace(size=up16(chosen.scratch))
         given = {
             "weights": shard.region,
             "x": rows.x,
@@ -68,7 +68,7 @@ def _product(
             chosen.files,
             chosen.entry,
             {**place, **chosen.constants, **shard.layout.constants, **(constants or {})},
-            _bound(given, chosen.bindings),
+            bound(given, chosen.bindings),
             chosen.groups,
             product.multiplications,
             chosen.features,
@@ -79,13 +79,13 @@ def _product(
                 reduce.files,
                 reduce.entry,
                 {**place, **reduce.constants},
-                _bound(given, reduce.bindings),
+                bound(given, reduce.bindings),
                 reduce.groups,
                 product.rows * product.outputs,
             )
 
 
-def _bound(given: Mapping[str, Region | None], names: Sequence[str]) -> list[Region]:
+def bound(given: Mapping[str, Region | None], names: Sequence[str]) -> list[Region]:
     return [region for name in names if (region := given[name]) is not None]
 
 
@@ -211,7 +211,7 @@ def _takes_norm(c: Context) -> bool:
 
 def _normed(c: Context) -> Region:
     """Where rows lie after their norm, when no kernel does both."""
-    return c.places.scratch(c.node, "normed")._replace(size=_up16(4 * c.numbers(c.node.inputs[0])))
+    return c.places.scratch(c.node, "normed")._replace(size=up16(4 * c.numbers(c.node.inputs[0])))
 
 
 def _rms_norm(c: Context, out: Region) -> Launch:
@@ -274,7 +274,7 @@ def _gated(c: Context, x: Region) -> Iterator[Launch]:
         return
     # Tiled products have no gate: both parts side by side, and then together.
     count = c.numbers(c.node.outputs[0])
-    both = c.places.scratch(c.node, "both")._replace(size=_up16(8 * count))
+    both = c.places.scratch(c.node, "both")._replace(size=up16(8 * count))
     yield from _product(c, stack, _Rows(x, rows.inputs, both, 2 * rows.width))
     yield c.launch(
         "elementwise", {"COUNT": count, "WIDTH": rows.width}, [both, rows.y], work=count, entry=after
@@ -395,7 +395,7 @@ def _attention(c: Context) -> Iterator[Launch]:
     y = bindings.pop()
     partial = y
     if chosen.reduce is not None:
-        partial = c.places.scratch(c.node, "splits")._replace(size=_up16(4 * chosen.scratch))
+        partial = c.places.scratch(c.node, "splits")._replace(size=up16(4 * chosen.scratch))
     cost = 2 * node.rows * node.heads * node.seen * node.head_dim
     files: tuple[str | Renamed, ...] = (f"kernels/{chosen.kernel}.wgsl", *chosen.snippets)
     yield Launch(files, chosen.kernel, chosen.constants, [*bindings, partial], chosen.groups, cost)
@@ -415,7 +415,7 @@ def _attention_scratch(c: Context) -> Mapping[str, int]:
     return {"splits": 4 * numbers} if numbers else {}
 
 
-def _up16(n: int) -> int:
+def up16(n: int) -> int:
     return -(-n // 16) * 16
 
 

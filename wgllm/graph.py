@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import groupby
 from typing import Any, Literal, TypeVar
 
@@ -61,6 +62,15 @@ class Graph:
 
     def of_kind(self, kind: Kind) -> Iterator[Tensor]:
         return (t for t in self.tensors.values() if t.kind == kind)
+
+    def share_read(self, node: Node, rows: int = 1) -> Fraction:
+        """How much of its matrices a node reads for so many rows, at most: of experts as many as can be chosen."""
+        read = [self.tensors[name] for name in node.inputs]
+        experts = next((t.shape[0] for t in read if t.kind == "weight" and len(t.shape) == 3), None)
+        counts = [t.shape[1] for t in read if t.dtype == "i32" and t.kind != "state" and len(t.shape) == 2]
+        if not isinstance(experts, int) or not counts or not isinstance(counts[0], int):
+            return Fraction(1)
+        return Fraction(min(experts, rows * counts[0]), experts)
 
     def check(self) -> None:
         """Raises ValueError when a node reads what nothing has made, or an operator's shape rule is broken."""
@@ -172,10 +182,17 @@ class GraphBuilder:
 
     def op(self, name: str, op: str, *inputs: str, **attrs: Any) -> str:
         """Adds a node that makes the temporary ``name``."""
-        (shape,) = ops.OPS[op].shape([self.tensors[i].shape for i in inputs], attrs)
-        self._declare(Tensor(name, "temp", shape, "f32"))
-        self.nodes.append(Node(op, inputs, (name,), attrs, self.layer))
-        return name
+        (made,) = self.several((name,), op, *inputs, **attrs)
+        return made
+
+    def several(self, names: tuple[str, ...], op: str, *inputs: str, **attrs: Any) -> tuple[str, ...]:
+        """Adds a node that makes all temporaries ``names``."""
+        made = ops.OPS[op]
+        shapes = made.shape([self.tensors[i].shape for i in inputs], attrs)
+        for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+            self._declare(Tensor(name, "temp", shape, made.dtypes[min(i, len(made.dtypes) - 1)]))
+        self.nodes.append(Node(op, inputs, names, attrs, self.layer))
+        return names
 
     def write(self, state: str, op: str, *inputs: str, **attrs: Any) -> None:
         """Adds a node that changes ``state`` (which its inputs name too)."""

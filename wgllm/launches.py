@@ -23,7 +23,10 @@ _WORKGROUP = 64
 
 @dataclass(frozen=True)
 class Stack:
-    """Matrices that a shader reads as one, on top of each other: of one width and one format."""
+    """Matrices that a shader reads as one, on top of each other: of one width and one format.
+
+    Of mixtures of experts one tensor [experts, rows, width], or two of the same shape that are paired.
+    """
 
     tensors: tuple[str, ...]
     paired: bool = False
@@ -32,12 +35,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows ``first : first + count`` of a stack, of both matrices if they are paired; packed."""
+    """Rows ``first : first + count`` of a stack, of both matrices if they are paired; packed.
+
+    Of a stack of experts (all rows of) several of them, or a part of one's rows.
+    """
 
     region: Region
     first: int
     count: int
     layout: Layout
+    experts: tuple[int, int] = (0, 0)
+    """The first, and how many."""
 
 
 @dataclass(frozen=True)

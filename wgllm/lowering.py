@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from wgllm.expert_launches import EXPERTS
 from wgllm.fuse import PASSES, fuse, unfused
 from wgllm.fused_launches import FUSED
 from wgllm.graph import OUT_ROWS, ROWS, Graph, Node
@@ -39,6 +40,7 @@ from wgllm.plan import (
     in_bytes,
 )
 from wgllm.product_shape import Choice, Product, Target
+from wgllm.quant import QuantFormat
 from wgllm.quant.state_words import state_layout
 from wgllm.sampler_words import REQUEST_WORDS
 from wgllm.sampling_launches import SamplingPlaces, sampling_launches, scratch_sizes
@@ -55,7 +57,7 @@ _ALIGNED_ROWS = ALIGNMENT // 4
 _LOGITS_BYTES = 16 << 20
 # Scratch of one temporary, which of attention's scores decides how many rows a step may have.
 _LARGEST_TEMPORARY = 64 << 20
-SHADERS: Mapping[str, Shader] = {**TEXTBOOK, **FUSED}
+SHADERS: Mapping[str, Shader] = {**TEXTBOOK, **FUSED, **EXPERTS}
 """How each operator is computed."""
 # Attention over fewer cells than this is not worth a schedule of its own.
 _LEAST_CELLS = 256
@@ -292,7 +294,8 @@ class _Lowering:
         for tensor in self.graph.of_kind("output"):
             part: Part = "tail" if OUT_ROWS in tensor.shape else "body"
             row = 4 * self._numbers(tensor.name, Width(part, 1, self.plan.cells))
-            self.plan.outputs[tensor.name] = Value(self.whole(tensor.name), row, part, "f32")
+            dtype: Literal["f32", "i32"] = "i32" if tensor.dtype == "i32" else "f32"
+            self.plan.outputs[tensor.name] = Value(self.whole(tensor.name), row, part, dtype)
 
     def _place_sampling(self) -> SamplingPlaces | None:
         inputs, logits = self.plan.inputs, self.plan.outputs.get("logits")
@@ -404,7 +407,9 @@ class _Weights:
             shader = SHADERS[node.op]
             for stack in shader.stacks(graph, node):
                 if stack not in self.shards:
-                    self.shards[stack] = list(self._shards(stack))
+                    of_experts = len(graph.tensors[stack.tensors[0]].shape) == 3
+                    make = self._expert_shards if of_experts else self._shards
+                    self.shards[stack] = list(make(stack))
             for tensors in shader.vectors(graph, node):
                 if tensors not in self.vectors:
                     self.vectors[tensors] = self._vector(tensors)
@@ -429,16 +434,11 @@ class _Weights:
         copies = len(stack.tensors) if stack.paired else 1  # rows of a shard for each that it counts
         height = heights[0] if stack.paired else sum(heights)
         per_row = copies * width // fmt.block_size
-        most = min(self.limits.binding, self.limits.buffer, _LARGEST_BINDING)
-        count = min(height, most // (copies * fmt.row_bytes(width)), (_LARGEST_COUNT - 1) // (copies * width))
-        while count and 4 * fmt.layout(count * per_row).size > most:  # the padding of planes
-            count -= 1
+        count = self._most(fmt, copies * width, height)
         if _ALIGNED_ROWS <= count < height:
             count -= count % _ALIGNED_ROWS
         if not count:
-            raise PlanError(
-                f"a row of {stack.tensors[0]} is larger than the {in_bytes(most)} that a shader sees at once"
-            )
+            raise self._too_large(stack)
         for first in range(0, height, count):
             n = min(count, height - first)
             layout = fmt.layout(n * per_row)
@@ -449,6 +449,43 @@ class _Weights:
                 rows = list(_cut(stack.tensors, heights, first, first + n))
             self.fills.append(Fill(region, "packed", tuple(rows)))
             yield Shard(region, first, n, layout)
+
+    def _expert_shards(self, stack: Stack) -> Iterator[Shard]:
+        """Whole experts, as many as a binding holds; else parts of one. Those of a pair lie one after the other."""
+        experts, height, width = _ints(self.graph.tensors[stack.tensors[0]].shape)
+        fmt = format_of(self.graph, stack.tensors[0])
+        numbers = len(stack.tensors) * width  # of a row, or of both
+        at_once, count = self._most(fmt, numbers * height, experts), height
+        if not at_once:
+            at_once, count = 1, self._most(fmt, numbers, height)
+        if not count:
+            raise self._too_large(stack)
+        for expert in range(0, experts, at_once):
+            n_experts = min(at_once, experts - expert)
+            for first in range(0, height, count):
+                n = min(count, height - first)
+                layout = fmt.layout(n_experts * n * numbers // fmt.block_size)
+                region = self._place(4 * layout.size)
+                start = expert * height + first
+                rows = tuple(Rows(name, start, start + n_experts * n) for name in stack.tensors)
+                self.fills.append(Fill(region, "packed", rows))
+                yield Shard(region, first, n, layout, (expert, n_experts))
+
+    def _most(self, fmt: QuantFormat, numbers: int, wanted: int) -> int:
+        """How many of the ``wanted`` runs of so many numbers a binding holds."""
+        most = min(self.limits.binding, self.limits.buffer, _LARGEST_BINDING)
+        count = min(wanted, most // fmt.row_bytes(numbers), (_LARGEST_COUNT - 1) // numbers)
+        while (
+            count and 4 * fmt.layout(count * numbers // fmt.block_size).size > most
+        ):  # the padding of planes
+            count -= 1
+        return count
+
+    def _too_large(self, stack: Stack) -> PlanError:
+        most = min(self.limits.binding, self.limits.buffer, _LARGEST_BINDING)
+        return PlanError(
+            f"a row of {stack.tensors[0]} is larger than the {in_bytes(most)} that a shader sees at once"
+        )
 
     def _vector(self, tensors: tuple[str, ...]) -> Region:
         rows = [Rows(name, 0, _ints(self.graph.tensors[name].shape)[0]) for name in tensors]

@@ -1,7 +1,8 @@
 """Every operator: its name, its inputs, its shape rule, its mathematics in one line.
 
 ``wgllm.backends.numpy`` is their definition in code. Names of sizes: R rows of the step, N rows with logits, H heads,
-G = H / Hkv query heads per KV head, D head dimension, S slots, C cells (the KV state's positions), V vocabulary.
+G = H / Hkv query heads per KV head, D head dimension, S slots, C cells (the KV state's positions), V vocabulary; of
+mixtures of experts A experts in all, of which each row chooses M.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Op:
     shape: ShapeRule
     fused: bool = False
     """Stands for a body of textbook nodes; an executor may take it or run the body."""
+    dtypes: tuple[str, ...] = ("f32",)
+    """Of the temporaries that it makes; the last stands for all that follow."""
 
 
 OPS: dict[str, Op] = {}
@@ -40,10 +43,16 @@ def _need(condition: bool, op: str, shapes: Sequence[Shape]) -> None:
 
 
 def _define(
-    name: str, signature: str, attrs: tuple[str, ...], math: str, *, fused: bool = False
+    name: str,
+    signature: str,
+    attrs: tuple[str, ...],
+    math: str,
+    *,
+    fused: bool = False,
+    dtypes: tuple[str, ...] = ("f32",),
 ) -> Callable[[ShapeRule], ShapeRule]:
     def add(rule: ShapeRule) -> ShapeRule:
-        OPS[name] = Op(name, signature, attrs, math, rule, fused)
+        OPS[name] = Op(name, signature, attrs, math, rule, fused, dtypes)
         return rule
 
     return add
@@ -209,6 +218,53 @@ def _attn_values(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     return [(s[0][0], s[0][1], s[1][3])]
 
 
+@_define(
+    "top_experts",
+    "logits [R, A] -> ids [R, M], weights [R, M]",
+    ("count", "normalized", "scale"),
+    "ids[r] = the count largest logits' places, the largest first, of equals the lower; weights[r] = scale · softmax of"
+    " all logits at ids[r], or of those alone where normalized  (Shazeer et al. 2017; Jiang et al. 2024)",
+    dtypes=("i32", "f32"),
+)
+def _top_experts(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    rows, experts = s[0] if len(s[0]) == 2 else ("", 0)
+    _need(isinstance(experts, int) and 0 < a["count"] <= experts, "top_experts", s)
+    return [(rows, a["count"]), (rows, a["count"])]
+
+
+@_define(
+    "expert_matmul",
+    "x [R, K] or [R, M, K], w [A, O, K], ids [R, M] -> [R, M, O]",
+    (),
+    "y[r,m] = x[r] w[ids[r,m]]ᵀ, or x[r,m] w[ids[r,m]]ᵀ",
+)
+def _expert_matmul(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    x, w, ids = s
+    _need(
+        len(w) == 3 and len(ids) == 2 and x in ((ids[0], w[2]), (*ids, w[2])),
+        "expert_matmul",
+        s,
+    )
+    return [(*ids, w[1])]
+
+
+@_define("weighted_sum", "x [R, M, n], weights [R, M] -> [R, n]", (), "y[r] = Σ_m weights[r,m] · x[r,m]")
+def _weighted_sum(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 3 and s[1] == s[0][:2], "weighted_sum", s)
+    return [(s[0][0], s[0][2])]
+
+
+@_define(
+    "gate_rows",
+    "y [R, n], x [R, K], w [K] -> [R, n]",
+    (),
+    "y[r] / (1 + exp(-x[r] · w))",
+)
+def _gate_rows(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    _need(len(s[0]) == 2 and len(s[1]) == 2 and s[0][0] == s[1][0] and s[2] == s[1][1:], "gate_rows", s)
+    return [s[0]]
+
+
 @_define("concat", "x_1 [..., n1] ... -> [..., n1 + ...]", (), "the inputs side by side")
 def _concat(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     widths = [x[-1] for x in s]
@@ -320,6 +376,34 @@ def _matmul_row_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
 def _matmul_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
     _need(s[0][1] == s[1][1] and s[2] == (s[0][0], s[1][0]), "matmul_add", s)
     return [s[2]]
+
+
+@_define(
+    "expert_gated",
+    "x [R, K], gate [A, F, K], up [A, F, K], ids [R, M] -> [R, M, F]",
+    ("activation",),
+    "y[r,m] = activation(x[r] gate[ids[r,m]]ᵀ) · (x[r] up[ids[r,m]]ᵀ)",
+    fused=True,
+)
+def _expert_gated(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    x, gate, up, ids = s
+    _need(len(gate) == 3 and gate == up and len(ids) == 2 and x == (ids[0], gate[2]), "expert_gated", s)
+    return [(*ids, gate[1])]
+
+
+@_define(
+    "expert_add",
+    "x [R, M, K], w [A, O, K], ids [R, M], weights [R, M], residual [R, O] -> [R, O]",
+    (),
+    "y[r] = residual[r] + Σ_m weights[r,m] · (x[r,m] w[ids[r,m]]ᵀ)",
+    fused=True,
+)
+def _expert_add(s: Sequence[Shape], a: Mapping[str, Any]) -> list[Shape]:
+    x, w, ids, weights, residual = s
+    _need(
+        len(w) == 3 and x == (*ids, w[2]) and weights == ids and residual == (ids[0], w[1]), "expert_add", s
+    )
+    return [residual]
 
 
 @_define(

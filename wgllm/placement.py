@@ -377,10 +377,12 @@ class _Placing:
 
 
 def _weight_size(graph: Graph, node: Node) -> int:
-    """Numbers of the matrix that each row of a step is multiplied with; two where gate and up are read together."""
-    if node.op != "matmul" or node.layer is None:
+    """Numbers of the matrix, or of the chosen experts, that each row of a step is multiplied with; two where gate
+    and up are read together."""
+    if node.op not in ("matmul", "expert_matmul") or node.layer is None:
         return 0
-    return 2 * math.prod(d for d in graph.tensors[node.inputs[1]].shape if isinstance(d, int))
+    numbers = math.prod(d for d in graph.tensors[node.inputs[1]].shape if isinstance(d, int))
+    return int(2 * numbers * graph.share_read(node))
 
 
 def _effective_layers(graph: Graph, n_layers: int) -> list[int]:

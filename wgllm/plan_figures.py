@@ -1,8 +1,9 @@
 """What a plan takes and does, in numbers: memory, dispatches, and the bytes and multiplications of a step.
 
 Bytes are counted by what the dispatches bind: each counts every byte that it touches once, however many of its
-invocations ask for it. A product reads its whole matrix, an embedding one row for each row of the step, attention the
-cells that its schedule sees, whatever they hold; all else that is bound is activations.
+invocations ask for it. A product reads its whole matrix, or of a mixture's the experts that its rows can choose (in
+several shards: that share of each), an embedding one row for each row of the step, attention the cells that its
+schedule sees, whatever they hold; all else that is bound is activations.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Traffic:
     """Bytes of buffers that dispatches touch."""
 
     products: int = 0
-    """Matrices, whole."""
+    """Matrices, whole; of mixtures of experts those that are chosen."""
     embedding: int = 0
     """The rows of the table that are looked up."""
     parameters: int = 0
@@ -125,7 +126,7 @@ class TokenFigures:
     traffic: Traffic
     multiplications: int
     packed_weights: int
-    """Bytes of the matrices that products read, each once: no token takes fewer."""
+    """Bytes of the matrices, and chosen experts, that products read, each once: no token takes fewer."""
     kv: int
     """Bytes of the keys and values that the token sees: no more positions than there are, or than a window has."""
 
@@ -229,8 +230,8 @@ class PlanFigures:
         """What the token at the end of ``pos`` positions takes. Raises PlanError."""
         launches = [(width, d) for width, schedule in self.decode(pos) for d in schedule]
         matrices = {
-            fill.region
-            for _, d in launches
+            fill.region: self._read_of(fill.region, d, width)
+            for width, d in launches
             for fill in map(self._fill, d.bindings)
             if fill is not None and fill.kind == "packed" and not self._looks_up(d)
         }
@@ -240,7 +241,7 @@ class PlanFigures:
                 window = self.graph.windows[str(self.graph.tensors[name].shape[2])]
                 kv += min(pos, window or pos) * _cell_bytes(state)
         return TokenFigures(
-            pos, self._traffic(launches), sum(d.cost for _, d in launches), sum(r.size for r in matrices), kv
+            pos, self._traffic(launches), sum(d.cost for _, d in launches), sum(matrices.values()), kv
         )
 
     # Dispatches
@@ -264,7 +265,7 @@ class PlanFigures:
                 (rows,) = fill.rows
                 row = region.size // (rows.last - rows.first)
                 return Traffic(embedding=0 if rows.first else row * width.rows)
-            return Traffic(products=region.size)
+            return Traffic(products=self._read_of(region, d, width))
         held = self._state(region)
         if held is not None:
             name, state = held
@@ -276,6 +277,10 @@ class PlanFigures:
         if self.plan.nodes[d.node].op == "select_rows":  # of all rows that it is shown
             return Traffic(activations=min(region.size, d.bindings[-1].size))
         return Traffic(activations=region.size)
+
+    def _read_of(self, region: Region, d: Dispatch, width: Width) -> int:
+        """Bytes of a matrix, or of experts, that a dispatch reads."""
+        return math.ceil(region.size * self.graph.share_read(self.graph.nodes[d.node], width.rows))
 
     def _looks_up(self, d: Dispatch) -> bool:
         return self.plan.nodes[d.node].op == "embed"

@@ -22,12 +22,20 @@ from wgllm.quant import QuantFormat
 KernelName = Literal["matvec", "matvec_wide", "matmul", "matmul_software"]
 REDUCE = "matmul_reduce"
 """The kernel of the second dispatch of a product in splits."""
-Before = Literal["plain", "normed"]
+Before = Literal["plain", "normed", "weighted"]
 After = Literal["plain", "biased", "added", "biased_added", "gated_silu", "gated_gelu_tanh"]
+Meeting = Literal["whole", "chosen", "sorted", "summed"]
+"""Which rows of x meet which of w: a file of ``shaders/rows``. All but ``whole`` have experts."""
+_OF_MEETING: Mapping[Meeting, tuple[str, ...]] = {
+    "whole": (),
+    "chosen": ("ids",),
+    "sorted": ("sorted",),
+    "summed": ("ids", "shares"),
+}
 
 _GROUP = 32
-# Of more rows, a graphics card makes tiles.
-_FEW_ROWS = 8
+FEW_ROWS = 8
+"""Of more rows, a graphics card makes tiles."""
 # A card with fewer workgroups than this has idle cores.
 _MANY_TILES = 64
 _MANY_WORKGROUPS = 1024
@@ -97,7 +105,7 @@ class Choice:
 
 
 _TILES = (Choice("matmul", 64, 4, 32), Choice("matmul", 256, 4, 64), Choice("matmul", 128, 8, 64))
-_SMALL_TILE, _, _LARGE_TILE = _TILES
+SMALL_TILE, _, LARGE_TILE = _TILES
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,8 @@ class Shape:
     """But for those of the format's planes, the norm, and where in y the outputs lie; what stands here of that, for
     partial sums, overrules it."""
     bindings: tuple[str, ...]
-    """What is bound, by number: ``Product.bindings``, or weights, x and partial_sums."""
+    """What is bound, by number: ``Product.bindings``, with those of the meeting after the first three; or weights, x
+    and partial_sums."""
     features: tuple[str, ...]
     """Of WGSL."""
     groups: int
@@ -148,7 +157,9 @@ class Shape:
     reduce: Reduce | None = None
 
 
-def shape(product: Product, target: Target, choice: Choice | None = None) -> Shape:
+def shape(
+    product: Product, target: Target, choice: Choice | None = None, meeting: Meeting = "whole"
+) -> Shape:
     """The product with ``choice``, or with what is best as far as one knows. Raises ShapeError."""
     chosen = choice or _measured(product, target) or default(product, target)
     if problem := _problem(product, target, chosen):
@@ -156,6 +167,7 @@ def shape(product: Product, target: Target, choice: Choice | None = None) -> Sha
     files = [
         f"kernels/{chosen.kernel}.wgsl",
         product.format.wgsl,
+        f"rows/{meeting}.wgsl",
         f"inputs/{product.before}.wgsl",
         f"outputs/{'plain' if chosen.splits > 1 else product.after}.wgsl",
     ]
@@ -169,7 +181,9 @@ def shape(product: Product, target: Target, choice: Choice | None = None) -> Sha
         {"ROWS": product.rows, "INPUTS": product.inputs, "OUTPUTS": product.outputs}
         | _tile_constants(chosen, target)
         | _split_constants(product, chosen),
-        product.bindings if chosen.splits == 1 else ("weights", "x", "partial_sums"),
+        (*product.bindings[:3], *_OF_MEETING[meeting], *product.bindings[3:])
+        if chosen.splits == 1
+        else ("weights", "x", "partial_sums"),
         ("subgroups",) if chosen.subgroups else (),
         min(_tiles(product, chosen) * chosen.splits, target.limits.workgroups),
         _memory(product, chosen),
@@ -211,9 +225,9 @@ def default(product: Product, target: Target) -> Choice:
         return Choice("matvec")
     if target.software:
         return _software(product, target)
-    if product.rows > _FEW_ROWS and product.parts == 1 and product.before == "plain":
-        fits = not _problem(product, target, _LARGE_TILE) and _tiles(product, _LARGE_TILE) >= _MANY_TILES
-        return _LARGE_TILE if fits else _in_splits(product, target, _SMALL_TILE)
+    if product.rows > FEW_ROWS and product.parts == 1 and product.before == "plain":
+        fits = not _problem(product, target, LARGE_TILE) and _tiles(product, LARGE_TILE) >= _MANY_TILES
+        return LARGE_TILE if fits else _in_splits(product, target, SMALL_TILE)
     groups = product.inputs // _GROUP
     workgroup = 32 if groups < 64 else 64 if groups < 256 else 128
     outputs = 4
@@ -254,7 +268,7 @@ def worth_fusing(product: Product, target: Target) -> bool:
 
     Software has few workgroups to hide what each would do again: there it costs a third of the speed.
     """
-    return product.inputs % _GROUP == 0 and not target.software and product.rows <= _FEW_ROWS
+    return product.inputs % _GROUP == 0 and not target.software and product.rows <= FEW_ROWS
 
 
 def _software(product: Product, target: Target) -> Choice:
@@ -271,7 +285,7 @@ def _software(product: Product, target: Target) -> Choice:
 def _splits(product: Product, target: Target, choice: Choice) -> Iterator[int]:
     """The numbers of splits that a plan may have with the tile of ``choice``: 1, and more where tiles are few."""
     yield 1
-    for splits in (2, 4, 8) if product.rows > _FEW_ROWS else ():
+    for splits in (2, 4, 8) if product.rows > FEW_ROWS else ():
         few = _tiles(product, choice) * splits <= _MOST_PARTS
         long = product.inputs // _GROUP >= splits * _SPLIT_GROUPS
         if few and long and not _problem(product, target, replace(choice, splits=splits)):
@@ -375,7 +389,7 @@ def _problem(product: Product, target: Target, choice: Choice) -> str | None:
     if choice.subgroups and target.subgroup < 4:
         return "no subgroups of 4 or more"
     if choice.kernel == "matmul":
-        if product.parts > 1 or product.before == "normed":
+        if product.parts > 1 or product.before != "plain":
             return f"{product.before} rows to {product.after} outputs"
         if replace(choice, subgroups=False, splits=1) not in _TILES:
             return f"a tile of {choice.outputs}, {choice.rows} rows each, {choice.workgroup} invocations"

@@ -27,7 +27,7 @@ VERSION = 2
 """Of the files, and of how is measured."""
 
 # What products are composed of, beside their kernels.
-_SHADER_FOLDERS = ("inputs", "lanes", "lib", "outputs", "quant")
+_SHADER_FOLDERS = ("inputs", "lanes", "lib", "outputs", "quant", "rows")
 
 
 @dataclass(frozen=True)

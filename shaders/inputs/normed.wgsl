@@ -5,12 +5,12 @@
 //!include "lib/reduce.wgsl"
 
 const NORMED: bool = true;
-const AFTER_INPUTS: u32 = 4u;
+const AFTER_INPUTS: u32 = AFTER_ROWS + 1u;
 const QUADS: u32 = INPUTS / 4u;
 
 const_assert INPUTS % 4u == 0u;
 
-@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>;
+@group(0) @binding(AFTER_ROWS) var<storage, read> norm: array<vec4<f32>>;
 
 fn input(i: u32) -> vec4<f32> {
     return x[i] * (norm[select(i % QUADS, i, ROWS == 1u)] + OFFSET);

@@ -1,7 +1,7 @@
 // Rows as they are.
 
 const NORMED: bool = false;
-const AFTER_INPUTS: u32 = 3u;
+const AFTER_INPUTS: u32 = AFTER_ROWS;
 
 fn input(i: u32) -> vec4<f32> {
     return x[i];

@@ -52,10 +52,10 @@ fn load_rows(first: u32, g: u32, n: u32) {
 
 // Writes v to outputs o, o + ACROSS, ... of row r.
 fn write(split: u32, r: u32, o: u32, v: vec4<f32>) {
-    if (r < ROWS) {
+    if (is_row(r)) {
         for (var j = 0u; j < 4u; j++) {
             if (o + ACROSS * j < OUTPUTS) {
-                finish(split * ROWS + r, o + ACROSS * j, v[j]);
+                finish(split * ROWS + row_of_y(r), o + ACROSS * j, v[j]);
             }
         }
     }
@@ -85,6 +85,9 @@ fn matmul(
         // Tiles that follow each other share their weights.
         let first_row = t % ROW_TILES * TILE;
         let first_output = t / ROW_TILES * TILE;
+        if (!begin_rows(first_row)) {
+            continue;
+        }
         var sum_0 = vec4<f32>();
         var sum_1 = vec4<f32>();
         var sum_2 = vec4<f32>();

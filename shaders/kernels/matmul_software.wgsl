@@ -46,13 +46,13 @@ fn products(w: Weights, r: u32, g: u32, lane: u32) -> vec4<f32> {
 
 // Row r of outputs o, o + WORKGROUP, ...
 fn finish_row(r: u32, o: u32, v: vec4<f32>, at: u32) {
-    if (r >= ROWS) {  // for all invocations alike
+    if (!is_row(r)) {  // for all invocations alike
         return;
     }
     let sums = v * row_factor(r, at);
     for (var n = 0u; n < OUTPUTS_EACH; n++) {
         if (o + WORKGROUP * n < OUTPUTS) {
-            finish(r, o + WORKGROUP * n, combined(sums[PARTS * n], sums[PARTS * n + PARTS - 1u]));
+            finish(row_of_y(r), o + WORKGROUP * n, combined(sums[PARTS * n], sums[PARTS * n + PARTS - 1u]));
         }
     }
 }
@@ -68,6 +68,9 @@ fn matmul_software(
         // Tiles that follow each other share their weights.
         let r = t % ROW_TILES * ROWS_EACH;
         let o = t / ROW_TILES * TILE + at;
+        if (!begin_rows(r)) {
+            continue;
+        }
         var sum_0 = vec4<f32>();
         var sum_1 = vec4<f32>();
         var sum_2 = vec4<f32>();

@@ -85,6 +85,9 @@ fn matvec_wide(
         // Tiles that follow each other share their weights.
         let r = t % ROW_TILES * ROWS_AT_ONCE;
         let o = t / ROW_TILES * OUTPUTS_AT_ONCE;
+        if (!begin_rows(r)) {
+            continue;
+        }
         var sum_0 = vec4<f32>();
         var sum_1 = vec4<f32>();
         var sum_2 = vec4<f32>();
@@ -134,7 +137,7 @@ fn matvec_wide(
         add_up(at);
         let row = at % ROWS_AT_ONCE;
         let n = at / ROWS_AT_ONCE;
-        if (n < OUTPUTS_AT_ONCE && r + row < ROWS && o + n < OUTPUTS) {
+        if (n < OUTPUTS_AT_ONCE && is_row(r + row) && o + n < OUTPUTS) {
             var factor = 1.0;
             if (NORMED) {
                 factor = norm_factor(sums[PRODUCTS * ROWS_AT_ONCE + row]);
@@ -145,7 +148,7 @@ fn matvec_wide(
             if (PARTS == 2u) {
                 b = sums[first + ROWS_AT_ONCE] * factor;
             }
-            finish(r + row, o + n, combined(a, b));
+            finish(row_of_y(r + row), o + n, combined(a, b));
         }
         workgroupBarrier();  // before the next tile's shares are written
     }

@@ -139,7 +139,9 @@ def worth_running(case: Case, target: str) -> bool:
     """What is large is for cards; what has the same kernels as on software without subgroups has run there."""
     if any(math.prod(weight.shape) >= 1 << 18 for weight in case.weights.values()):
         return target == CARD
-    if target == SHARED and not case.name.startswith(("format", "layer Q", "layer of K")):
+    if target == SHARED and not case.name.startswith(
+        ("format", "layer Q", "layer of K", "layer of experts, Q")
+    ):
         return False
     return target == SOFTWARE or texts_of(case, target) != texts_of(case, SOFTWARE)
 
@@ -252,6 +254,10 @@ def test_cases_cover_every_operator_format_and_kv_type(gpu: Gpu) -> None:
     for op in ("norm_matmul", "norm_gated"):
         assert read_formats(op, nodes) >= {"F32", "Q4_0", "Q8_0", "Q5_1", "Q6_K"}
     assert read_formats("matmul_add", nodes) >= {"F32", "Q4_0", "Q8_0", "Q5_1"}
+    for op in ("expert_matmul", "expert_gated", "expert_add"):
+        assert read_formats(op, nodes) >= {"F32", "Q4_0"}
+    assert read_formats("expert_matmul", nodes) >= {"F16", "Q5_1", "Q6_K", "Q8_0"}
+    assert read_formats("expert_gated", nodes) >= {"Q4_K"}
     for op, inputs in STATES.items():
         for i in inputs:
             held = {case.options.kv_type_of(n.inputs[i]) for case, n in nodes if n.op == op}
@@ -266,7 +272,7 @@ def read_formats(op: str, nodes: list[tuple[Case, Node]]) -> set[str]:
         for name in n.inputs
         if name in case.graph.tensors
     ]
-    return {t.dtype for t in tensors if t.kind == "weight" and len(t.shape) == 2}
+    return {t.dtype for t in tensors if t.kind == "weight" and len(t.shape) > 1}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -299,7 +305,7 @@ def test_cases_run_every_shader_file() -> None:
         for target in TARGETS:
             for kernel in kernels_of(name, target):
                 taken.update(name for name, _ in kernel.source.origin)
-    for part in ("kernels", "inputs", "outputs", "heads", "kv_store", "kv", "quant", "lanes", "lib"):
+    for part in ("kernels", "inputs", "outputs", "heads", "kv_store", "kv", "quant", "lanes", "lib", "rows"):
         files = {f"{part}/{file.name}" for file in folder.joinpath(part).iterdir()}
         assert files - taken <= UNUSED | SAMPLING
 
@@ -340,7 +346,7 @@ def named(verdicts: list[Verdict]) -> set[str]:
 # What is broken in these shows in steps of few rows; all else in those of many.
 OF_FEW_ROWS = {
     "kernels/matvec_wide.wgsl", "inputs/normed.wgsl", "outputs/gated_silu.wgsl", "outputs/gated_gelu_tanh.wgsl",
-    "kernels/attention_decode.wgsl", "kernels/attention_reduce.wgsl",
+    "kernels/attention_decode.wgsl", "kernels/attention_reduce.wgsl", "inputs/weighted.wgsl", "rows/summed.wgsl",
 }  # fmt: skip
 
 
@@ -467,6 +473,32 @@ WRONG = [
         CARD, "layer Q4_0", "norm_matmul norm_gated", "inputs/normed.wgsl",
         "squares / f32", "1.001 * squares / f32",
     ),
+    # Mixtures of experts.
+    (
+        SOFTWARE, "router 8 of 128", "top_experts", "kernels/top_experts.wgsl",
+        "other == mine && i < e", "other == mine && i > e",
+    ),
+    (SOFTWARE, "router 4 of 60", "top_experts", "kernels/top_experts.wgsl", "SCALE / sum", "1.00002 / sum"),
+    (SOFTWARE, "router 4 of 60", "weighted_sum", "kernels/weighted_sum.wgsl", "+= weights", "+= 1.00001 * weights"),
+    (
+        SOFTWARE, "experts F16 2 of 5×96", "expert_matmul", "rows/chosen.wgsl",
+        "min(r, ROWS - 1u) / SHARED", "min(r, ROWS - 1u)",
+    ),
+    (
+        SOFTWARE, "experts F16 2 of 5×96", "expert_matmul", "rows/sorted.wgsl",
+        "sorted[p / TILE_ROWS]", "sorted[0]",
+    ),
+    (
+        SOFTWARE, "layer of experts, Q4_0", "expert_gated expert_add", "kernels/sort_experts.wgsl",
+        "tile += tiles_of(rows)", "tile += 1u",
+    ),
+    (
+        CARD, "layer of experts, Q4_0", "expert_gated", "lib/experts.wgsl",
+        "i / EXPERT_ROWS * EXPERTS", "i / EXPERT_ROWS",
+    ),
+    (CARD, "layer of experts, Q4_0", "expert_add", "inputs/weighted.wgsl", "shares[", "1.0003 * shares["),
+    (CARD, "layer of experts, Q4_0", "expert_add", "rows/summed.wgsl", "+ g / EACH]", "+ 0u]"),
+    (SOFTWARE, "layer of experts, odd width", "gate_rows", "kernels/gate_rows.wgsl", "* gate;", "* gate * 1.0001;"),
     # Norms.
     (
         SOFTWARE, "norms of 33", "rms_norm", "lib/norm_rows.wgsl",

@@ -62,7 +62,7 @@ def product(
         "OUT_WIDTH": y.shape[1],
         "OUT_FIRST": out_first,
     }
-    files = [f"kernels/{kernel}.wgsl", fmt.wgsl, "inputs/plain.wgsl", "outputs/plain.wgsl"]
+    files = [f"kernels/{kernel}.wgsl", fmt.wgsl, "rows/whole.wgsl", "inputs/plain.wgsl", "outputs/plain.wgsl"]
     source = compose(*files, constants=packed.layout.constants | constants)
     return gpu.run(source, kernel, [packed.words, x, y], groups=groups).view(np.float32).reshape(y.shape)
 

@@ -56,7 +56,7 @@ def changed(name: str, metadata: Mapping[str, Any], drop: tuple[str, ...] = ()) 
         ("llama.rope.scaling.type", "magic"),
         ("llama.attention.layer_norm_rms_epsilon", float("inf")),
         ("llama.attention.layer_norm_rms_epsilon", None),
-        ("llama.expert_count", 8),
+        ("llama.expert_count", -1),
         ("general.architecture", "clippy"),
         ("general.architecture", None),
     ],

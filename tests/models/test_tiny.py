@@ -16,6 +16,7 @@ from wgllm.models import FAMILIES
 def test_all_reference_files_are_here() -> None:
     names = {t.id for t in ALL}
     assert {"llama-tied.f32", "llama-llama3rope.f32", "mistral.f32", "qwen2.f32", "gemma3.f32"} <= names
+    assert {"mixtral.f32", "qwen2_moe.f16", "olmoe.f16", "qwen3_moe.q8_0", "qwen3_moe-k.q4_k"} <= names
     assert sum(name.startswith("llama-q.") for name in names) == 12
 
 
@@ -86,7 +87,7 @@ def test_two_sequences_in_one_step_do_not_see_each_other() -> None:
     assert np.abs(logits[len(a) :] - expected_b).max() < NUMPY_SAME
 
 
-@pytest.mark.parametrize("name", ["llama-q.q4_k_s", "gemma3.f32", "qwen2.f32"])
+@pytest.mark.parametrize("name", ["llama-q.q4_k_s", "gemma3.f32", "qwen2.f32", "qwen3_moe-k.q4_k"])
 def test_a_model_that_does_not_fit_as_float32_gives_the_same_logits(name: str) -> None:
     model = tiny(name)
     ids = model.cases()[1]["ids"]

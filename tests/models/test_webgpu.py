@@ -104,6 +104,7 @@ def test_logits_of_the_kernels_for_cards_equal_the_reference(default_device: Dev
         "gpt2.f32",
         "gptneox.f16",
         "llama-yarn.f16",
+        "qwen2_moe.f16",
     ],
 )
 def test_logits_of_the_textbook_equal_the_reference(
@@ -118,7 +119,9 @@ def test_logits_of_the_textbook_equal_the_reference(
 
 
 @pytest.mark.usefixtures("own_device")
-@pytest.mark.parametrize("name", ["llama-tied.q8_0", "qwen2.f32", "gemma3.f32", "gpt2.f32", "cohere2.f16"])
+@pytest.mark.parametrize(
+    "name", ["llama-tied.q8_0", "qwen2.f32", "gemma3.f32", "gpt2.f32", "cohere2.f16", "qwen3_moe-k.q4_k"]
+)
 def test_greedy_tokens_equal_the_reference(name: str) -> None:
     model = tiny(name)
     with wgllm.load(model.path, backend="webgpu") as llm:

@@ -27,7 +27,7 @@ def flattened(nodes: tuple[Node, ...]) -> list[Node]:
     return [inner for node in nodes for inner in (node.body or (node,))]
 
 
-@pytest.mark.parametrize("name", ["llama-tied.f32", "qwen2.f32", "gemma3.f32"])
+@pytest.mark.parametrize("name", ["llama-tied.f32", "qwen2.f32", "gemma3.f32", "olmoe.f16", "qwen2_moe.f16"])
 def test_bodies_hold_exactly_the_textbook_nodes(name: str) -> None:
     graph = textbook(name)
     fused = fuse(graph, NumpyExecutor.fused_ops)
@@ -52,6 +52,7 @@ ALL_PASSES = frozenset(PASSES)
 
 PLAIN_LAYER = ["norm_matmul", "rope_write", "attention", "matmul_add", "norm_gated", "matmul_add"]
 # Norms stand between its products and their residuals.
+EXPERTS_LAYER = [*PLAIN_LAYER[:4], "rms_norm", "matmul", "top_experts", "expert_gated", "expert_add"]
 GEMMA_LAYER = [*PLAIN_LAYER[:3], "matmul", "norm_add", "norm_gated", "matmul", "norm_add"]
 
 
@@ -91,6 +92,8 @@ def test_layers_with_layer_norms_are_fused_around_them(name: str, per_layer: lis
         ("phi3.f32", PLAIN_LAYER),
         ("smollm3.f16", PLAIN_LAYER),
         ("granite.f16", SCALED_LAYER),
+        ("mixtral.f32", EXPERTS_LAYER),
+        ("qwen3_moe.q8_0", EXPERTS_LAYER),
     ],
 )
 def test_every_layer_is_a_few_nodes(name: str, per_layer: list[str]) -> None:

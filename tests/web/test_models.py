@@ -50,8 +50,8 @@ def test_the_browser_compiles_every_shader_of_a_plan(browser_page: BrowserPage, 
     assert browser_page.mistakes([k.source for k in plan.kernels]) == []
 
 
-# A ring that goes round; biases.
-@pytest.mark.parametrize("name", ["gemma3.f32", "qwen2.f32"])
+# A ring that goes round; biases; experts.
+@pytest.mark.parametrize("name", ["gemma3.f32", "qwen2.f32", "qwen3_moe.q8_0"])
 def test_a_tiny_model_makes_the_expected_tokens(browser_page: BrowserPage, name: str) -> None:
     case = tiny(name).cases()[-1]
     margins = case["greedy_margins"]

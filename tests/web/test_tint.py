@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.kernels.test_experts import KINDS, SUMMED
 from tests.kernels.test_products import AFTER, BEFORE, CHOICES
 from tests.web.browser import BrowserPage
 from wgllm.attention_shape import state_snippet
@@ -30,6 +31,7 @@ PLAIN: dict[str, Constants] = {
     "attention_reduce": {"ROWS": 3, "HEADS": 4, "HEAD_DIM": 64, "SPLITS": 2},
     "cell_write": {"ROWS": 3, "CELLS": 40},
     "elementwise": {"COUNT": 65, "PARAMETER": 30.0, "WIDTH": 5},
+    "gate_rows": {"ROWS": 3, "WIDTH": 65, "INPUTS": 33},
     "layer_norm": {"ROWS": 3, "WIDTH": 65, "EPS": 1e-5},
     "norm_add": {"ROWS": 3, "WIDTH": 65, "EPS": 1e-6, "OFFSET": 1.0},
     "mask": {"ROWS": 3, "HEADS": 4, "CELLS": 40, "SEEN": 32, "WINDOW": 8},
@@ -37,6 +39,9 @@ PLAIN: dict[str, Constants] = {
     "rope": {"ROWS": 3, "HEADS": 4, "HEAD_DIM": 64, "DIM": 48, "INTERLEAVED": True},
     "select_rows": {"OUT_ROWS": 2, "WIDTH": 65},
     "softmax": {"ROWS": 3, "WIDTH": 65},
+    "sort_experts": {"ROWS": 9, "EXPERTS": 5, "TILE_ROWS": 4, "TILES": 6},
+    "top_experts": {"ROWS": 3, "EXPERTS": 60, "COUNT": 4, "NORMALIZED": True},
+    "weighted_sum": {"ROWS": 3, "COUNT": 4, "WIDTH": 65},
 }
 # … for those that read weights of any format, 3584 numbers of them, …
 OF_WEIGHTS: dict[str, Constants] = {
@@ -99,6 +104,27 @@ def of_shape(product: Product, choice: Choice) -> Iterator[Source]:
     yield compose(*made.files, constants=constants, host="tint", features=made.features)
     if made.reduce:
         yield compose(*made.reduce.files, constants=place | made.reduce.constants, host="tint")
+
+
+def of_experts(kind: str) -> Source:
+    """A product of 7 outputs of 3 experts."""
+    meeting, choice = KINDS[kind]
+    fmt = format_by_name("Q4_1")
+    made = shape(Product(64, 512, 7, fmt), Target(subgroup=4), choice, meeting)
+    constants = {"SHARED": 2, "EXPERTS": 3, "FIRST_EXPERT": 2, "EXPERT_ROWS": 7, "OUT_WIDTH": 9}
+    if meeting == "sorted":
+        constants["TILE_ROWS"] = choice.outputs if choice.kernel == "matmul" else choice.rows
+    constants |= made.constants | fmt.layout(3 * 7 * 512 // 32).constants
+    return compose(*made.files, constants=constants, host="tint", features=made.features)
+
+
+def of_sums(choice: Choice) -> Source:
+    """The weighted sum of 2 of 3 experts."""
+    fmt = format_by_name("Q4_1")
+    made = shape(Product(3, 1024, 7, fmt, "weighted", "added"), Target(subgroup=4), choice, "summed")
+    constants = {"CHOSEN": 2, "EXPERTS": 3, "OUT_WIDTH": 7} | made.constants
+    constants |= fmt.layout(3 * 7 * 512 // 32).constants
+    return compose(*made.files, constants=constants, host="tint", features=made.features)
 
 
 def of_two_states(kernel: str, k_type: str, v_type: str) -> Source:
@@ -166,6 +192,10 @@ def test_products_with_all_that_comes_before_and_after(browser_page: BrowserPage
             sources += of_shape(product, choice)
     assert len(sources) > len(CHOICES) * len(products) / 2
     assert_accepted(browser_page, *sources)
+
+
+def test_products_of_experts(browser_page: BrowserPage) -> None:
+    assert_accepted(browser_page, *map(of_experts, KINDS), *map(of_sums, SUMMED.values()))
 
 
 def test_kernels_with_every_kv_type(browser_page: BrowserPage) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wgllm.backends.base import Array, Ints
-from wgllm.backends.numpy_weights import Matrix
+from wgllm.backends.numpy_weights import Experts, Matrix
 from wgllm.quant import format_by_name
 
 # Temporaries of attention and of the gated activation are bounded to about this many numbers (1 MiB): they then stay
@@ -377,6 +377,70 @@ def gated(gate: Array, up: Array, *, activation: str) -> Array:
     return y
 
 
+def top_experts(logits: Array, *, count: int, normalized: bool, scale: float) -> tuple[Ints, Array]:
+    # Stable: of equals the first stay first.
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count].astype(np.int32)
+    if normalized:
+        weights = softmax(np.take_along_axis(logits, ids, axis=-1))
+    else:
+        weights = np.take_along_axis(softmax(logits), ids, axis=-1)
+    if scale != 1:
+        weights *= np.float32(scale)
+    return ids, weights
+
+
+class _Sent(NamedTuple):
+    """The rows of a step sent to their experts: each pair of a row and an expert, in order of the experts."""
+
+    order: Ints
+    """[R · M], numbers of pairs."""
+    rows: Ints
+    """[R · M], the row of x of each."""
+    runs: list[tuple[int, int, int]]
+    """Expert, first and last (exclusive) in ``order``."""
+
+    def back(self, y: Array, ids: Ints) -> Array:
+        """y [R · M, n] as [R, M, n], in the order of ``ids``."""
+        made = np.empty_like(y)
+        made[self.order] = y
+        return made.reshape(*ids.shape, -1)
+
+
+def _sent(ids: Ints, shared: bool) -> _Sent:
+    """``shared``: a row's experts take the same row of x."""
+    flat = ids.reshape(-1)
+    order = np.argsort(flat, kind="stable").astype(np.int32)
+    experts, firsts = np.unique(flat[order], return_index=True)
+    ends = [*firsts[1:].tolist(), len(flat)]
+    rows = order // ids.shape[1] if shared else order
+    return _Sent(order, rows, list(zip(experts.tolist(), firsts.tolist(), ends, strict=True)))
+
+
+def expert_matmul(x: Array, w: Experts, ids: Ints) -> Array:
+    sent = _sent(ids, x.ndim == 2)
+    return sent.back(w.products(x.reshape(-1, x.shape[-1])[sent.rows], sent.runs), ids)
+
+
+def expert_gated(x: Array, gate: Experts, up: Experts, ids: Ints, *, activation: str) -> Array:
+    sent = _sent(ids, shared=True)
+    x = x[sent.rows]
+    return sent.back(
+        gated(gate.products(x, sent.runs), up.products(x, sent.runs), activation=activation), ids
+    )
+
+
+def weighted_sum(x: Array, weights: Array) -> Array:
+    y: Array = np.matmul(weights[:, None], x)[:, 0]
+    return y
+
+
+def gate_rows(y: Array, x: Array, w: Array) -> Array:
+    gate = np.exp(-(x @ w))
+    gate += np.float32(1)
+    made: Array = y / gate[:, None]
+    return made
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "embed": embed,
     "select_rows": select_rows,
@@ -402,4 +466,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "attn_values": attn_values,
     "attention": attention,
     "gated": gated,
+    "top_experts": top_experts,
+    "expert_matmul": expert_matmul,
+    "expert_gated": expert_gated,
+    "weighted_sum": weighted_sum,
+    "gate_rows": gate_rows,
 }

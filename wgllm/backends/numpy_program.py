@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from wgllm.backends.base import Array, Ints, LoadOptions, Trace
 from wgllm.backends.blas_threads import BlasThreads
 from wgllm.backends.kv_state import KeepsState
 from wgllm.backends.numpy_state import NumpyState
-from wgllm.backends.numpy_weights import Matrix, Workers, available_memory, cpu_count, make_dense
+from wgllm.backends.numpy_weights import Experts, Matrix, Workers, available_memory, cpu_count, make_dense
 from wgllm.formats.model_file import TensorView
 from wgllm.fuse import fuse
 from wgllm.graph import OUT_ROWS, ROWS, Graph, Node
@@ -27,7 +28,7 @@ _MEMORY_SHARE = 0.8
 class NumpyExecutor:
     """Runs graphs on the CPU in float32."""
 
-    fused_ops = frozenset({"attention", "matmul_concat", "gated"})
+    fused_ops = frozenset({"attention", "matmul_concat", "gated", "expert_gated"})
 
     def load(self, graph: Graph, weights: Mapping[str, TensorView], options: LoadOptions) -> NumpyProgram:
         ops = self.fused_ops if options.fused_attention else self.fused_ops - {"attention"}
@@ -68,6 +69,10 @@ class NumpyProgram(KeepsState[NumpyState]):
         for node in self.graph.nodes:
             if node.op == "matmul":
                 multiplied[node.inputs[1]] = None
+            elif node.op in ("expert_matmul", "expert_gated"):
+                multiplied.update(
+                    dict.fromkeys(n for n in node.inputs if len(self.graph.tensors[n].shape) == 3)
+                )
             elif node.op == "matmul_concat":
                 names = node.inputs[1 : 1 + len(node.attrs["biased"])]
                 stacks[node.outputs[0]] = Matrix([weights[n] for n in names], self._workers)
@@ -78,7 +83,7 @@ class NumpyProgram(KeepsState[NumpyState]):
             if len(tensor.shape) == 1:
                 self._constants[tensor.name] = view.array()
                 continue
-            matrix = Matrix([view], self._workers)
+            matrix = Experts(view, self._workers) if len(tensor.shape) == 3 else Matrix([view], self._workers)
             self._constants[tensor.name] = matrix
             if tensor.name in multiplied and tensor.name not in stacked:
                 matrices.append(matrix)
@@ -175,26 +180,30 @@ class NumpyProgram(KeepsState[NumpyState]):
 
     @property
     def weight_bytes(self) -> int:
-        return sum(m.nbytes for m, _ in self._products())
+        return sum(int(m.nbytes * share) for m, _, share in self._products())
 
     @property
     def head_bytes(self) -> int:
-        return sum(m.nbytes for m, rows in self._products() if rows == OUT_ROWS)
+        return sum(m.nbytes for m, rows, _ in self._products() if rows == OUT_ROWS)
 
     @property
     def products(self) -> tuple[int, int]:
         sizes = {ROWS: 0, OUT_ROWS: 0}
-        for matrix, rows in self._products():
-            sizes[str(rows)] += matrix.size
+        for matrix, rows, share in self._products():
+            sizes[str(rows)] += int(matrix.size * share)
         return sizes[ROWS], sizes[OUT_ROWS]
 
-    def _products(self) -> Iterator[tuple[Matrix, Dim]]:
-        """The matrices of all products, with the name of the row count of their input."""
+    def _products(self) -> Iterator[tuple[Matrix, Dim, Fraction]]:
+        """The matrices of all products, the name of the row count of their input, and the share that a row reads."""
         for bound in self._plan:
             node = bound.node
+            rows = self.graph.tensors[node.inputs[0]].shape[0]
             if node.op in ("matmul", "matmul_concat"):
-                matrix = self._stacks.get(node.outputs[0]) or self._constants[node.inputs[1]]
-                yield matrix, self.graph.tensors[node.inputs[0]].shape[0]
+                yield self._stacks.get(node.outputs[0]) or self._constants[node.inputs[1]], rows, Fraction(1)
+            elif node.op in ("expert_matmul", "expert_gated"):
+                for name in node.inputs:
+                    if isinstance(matrix := self._constants.get(name), Experts):
+                        yield matrix, rows, self.graph.share_read(node)
 
     def _pause(self) -> None:
         """Within a long node: gives the step up when it was interrupted."""

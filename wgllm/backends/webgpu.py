@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +38,7 @@ _SUBMISSION_SECONDS = 0.05
 _FIRST_PACE = 2e9
 # Shorter submissions spend their time elsewhere than in shaders.
 _TELLING_SECONDS = 0.005
-_DTYPES = {"f32": np.float32, "i32": np.int32}
+_DTYPES: Mapping[str, Any] = {"f32": np.float32, "i32": np.int32}
 
 
 class WebGpuExecutor:
@@ -261,8 +263,8 @@ class WebGpuProgram(KeepsState[GpuState]):
             copies = self._memory.copies(parts)
             self.device.submit([], copies)
             data = self._memory.collect(copies) if copies else np.empty(0, np.uint8)
-        for (name, _, rows), copy in zip(wanted, copies, strict=True):
-            numbers = data[copy.target_offset : copy.target_offset + copy.size].view(np.float32)
+        for (name, value, rows), copy in zip(wanted, copies, strict=True):
+            numbers = data[copy.target_offset : copy.target_offset + copy.size].view(_DTYPES[value.dtype])
             made[name].append(numbers.reshape(rows, *self._row_shape(name)))
 
     def _submit(
@@ -356,32 +358,37 @@ class WebGpuProgram(KeepsState[GpuState]):
             OUT_ROWS: stage.rows,
         }
         shape = tuple(d if isinstance(d, int) else sizes[d] for d in tensor.shape)
-        return self._memory.read(region, 4 * math.prod(shape)).view(np.float32).reshape(shape)
+        numbers = self._memory.read(region, 4 * math.prod(shape))
+        if tensor.dtype == "i32":
+            return numbers.view(np.int32).reshape(shape)
+        return numbers.view(np.float32).reshape(shape)
 
     # What others ask of a program
 
     @property
     def weight_bytes(self) -> int:
-        return sum(self._weight_bytes[w] for w, _ in self._products())
+        return sum(int(self._weight_bytes[w] * share) for w, _, share in self._products())
 
     @property
     def head_bytes(self) -> int:
-        return sum(self._weight_bytes[w] for w, rows in self._products() if rows == OUT_ROWS)
+        return sum(self._weight_bytes[w] for w, rows, _ in self._products() if rows == OUT_ROWS)
 
     @property
     def products(self) -> tuple[int, int]:
         sizes = {ROWS: 0, OUT_ROWS: 0}
-        for weight, rows in self._products():
-            sizes[str(rows)] += math.prod(d for d in self.graph.tensors[weight].shape if isinstance(d, int))
+        for weight, rows, share in self._products():
+            numbers = math.prod(d for d in self.graph.tensors[weight].shape if isinstance(d, int))
+            sizes[str(rows)] += int(numbers * share)
         return sizes[ROWS], sizes[OUT_ROWS]
 
-    def _products(self) -> Iterator[tuple[str, Dim]]:
-        """The weights of all products, with the name of the row count of their input."""
+    def _products(self) -> Iterator[tuple[str, Dim, Fraction]]:
+        """The weights of all products, the name of the row count of their input, and the share that a row reads."""
         for node in self.graph.nodes:
             for name in node.inputs:
                 tensor = self.graph.tensors[name]
-                if node.op != "embed" and tensor.kind == "weight" and len(tensor.shape) == 2:
-                    yield name, self.graph.tensors[node.inputs[0]].shape[0]
+                if node.op != "embed" and tensor.kind == "weight" and len(tensor.shape) > 1:
+                    rows = self.graph.tensors[node.inputs[0]].shape[0]
+                    yield name, rows, self.graph.share_read(node)
 
     def close(self) -> None:
         with contextlib.ExitStack() as closing:  # all of it, whatever a lost device has against one
