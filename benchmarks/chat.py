@@ -2,9 +2,9 @@
 
     python benchmarks/chat.py [--only start,keys,history,sessions] [--seconds 8]
 
-No model is needed: replies come from a FakeEngine. The start is that of the command in a terminal of its own, beside
-what importing Textual alone takes; everything else runs in this process, where a frame counts once it has been turned
-into what a terminal is sent. Milliseconds.
+No model is needed: replies come from a FakeEngine in a process of its own. The start is that of the command in a
+terminal of its own, beside what importing Textual alone takes; everything else runs in this process, where a frame
+counts once it has been turned into what a terminal is sent. Milliseconds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from textual.events import Key, MouseScrollDown, MouseScrollUp
 
-from tests.tui.thread_worker import ThreadWorker
-from wgllm.fake import FakeEngine
 from wgllm.sessions import SessionStore
 from wgllm.sessions_types import Conversation, Message, MessageState, Session
 from wgllm.tui.app import ChatApp
 from wgllm.tui.base import Start
 from wgllm.tui.sidebar import ChatList
+from wgllm.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 SIZE = (100, 40)
@@ -144,12 +143,15 @@ async def until(true: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def painted(store: SessionStore, folder: Path, reply: str = "Yes.") -> AsyncIterator[Painted]:
-    def make(listener: Any) -> ThreadWorker:
-        return ThreadWorker(listener, lambda: FakeEngine(reply, delay=1 / BYTES_S))
+    class Fake(Worker):
+        """Its child has a FakeEngine."""
+
+        def load(self, model: Any, **options: Any) -> Any:
+            return self.load_fake(reply, delay=1 / BYTES_S, ctx_size=1 << 20)
 
     model = folder / "fake.gguf"
     model.touch()
-    app = Painted(store, Start(default_model=str(model)), make)
+    app = Painted(store, Start(default_model=str(model)), Fake)
     async with app.run_test(size=SIZE):
         await until(lambda: app.facts is not None and not app.loading)
         yield app

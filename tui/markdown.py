@@ -21,6 +21,7 @@ from textual.widgets import Label, Markdown, Static
 from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
 from wgllm.tui.colours import CodeColours
+from wgllm.tui.table import TableBlock
 from wgllm.tui.text import clean_line, count
 
 # Highlighting begins anew with every piece that is added. Code up to this length is highlighted at once; longer code
@@ -133,6 +134,8 @@ class ReplyMarkdown(Markdown):
     def get_block_class(self, block_name: str) -> type[MarkdownBlock]:
         if block_name in ("fence", "code_block"):
             return CodeFence
+        if block_name == "table_open":
+            return TableBlock
         return super().get_block_class(block_name)
 
     def unhandled_token(self, token: Token) -> MarkdownBlock | None:

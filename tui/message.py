@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, ClassVar
 
@@ -221,13 +222,18 @@ class MessageView(Vertical):
         self._fed = text
 
     async def _stream(self) -> None:
-        moment = time.monotonic()
-        if not self.streaming or self._fed is None or moment < self._next_render:
+        began = time.monotonic()
+        if not self.streaming or self._fed is None or began < self._next_render:
             return
         text, self._fed = self._fed, None
+        self._next_render = math.inf
         await self._show_text(clean(text))
-        spent = time.monotonic() - moment
-        self._next_render = moment + max(_RENDER_SECONDS, spent / _RENDER_SHARE)
+        # What changed has yet to be laid out and painted, which takes most of the time.
+        self.call_after_refresh(self._painted, began)
+
+    def _painted(self, began: float) -> None:
+        now = time.monotonic()
+        self._next_render = now + max(_RENDER_SECONDS, (now - began) * (1 / _RENDER_SHARE - 1))
 
     async def _show_text(self, text: str) -> None:
         assert self._answer is not None

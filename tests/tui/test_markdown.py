@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from textual.app import App, ComposeResult
+from textual.content import Content
 from textual.widget import Widget
 from textual.widgets.markdown import MarkdownBlock
 
 from tests.tui.running import in_loop
 from wgllm.tui import markdown
 from wgllm.tui.markdown import CodeFence, ReplyMarkdown
+from wgllm.tui.table import TableText, column_widths, table_lines
 
 ROOT = Path(__file__).parents[2]
 PIECES = [
@@ -48,6 +51,8 @@ def blocks(widget: Widget) -> list[Any]:
             content = child._content
             spans = [(s.start, s.end, str(s.style)) for s in content.spans]
             found.append((type(child), content.plain, spans, getattr(child, "code", None), blocks(child)))
+        elif isinstance(child, TableText):
+            found.append([[str(cell) for cell in row] for row in (child.header, *child.rows)])
         else:
             found += blocks(child)
     return found
@@ -101,6 +106,38 @@ async def test_long_code_is_highlighted_when_it_is_complete(monkeypatch: pytest.
         await pilot.pause()
         await app.workers.wait_for_complete()
         assert not app.whole.query_one(CodeFence)._highlighted_code.spans, "too long"
+
+
+def test_tables_fit() -> None:
+    def shown(width: int, *rows: list[str]) -> list[str]:
+        header, *others = [[Content(cell) for cell in row] for row in rows]
+        return [line.plain.rstrip() for line in table_lines(header, others, width)]
+
+    assert shown(40, ["a", "name"], ["1", "日本"]) == ["a   │ name", "────┼─────", "1   │ 日本"]
+    narrow = shown(20, ["n", "text"], ["1", "words that go on for longer"], ["2", ""])
+    assert max(cell_len(line) for line in narrow) <= 20
+    assert narrow[2:] == ["1   │ words that go", "    │ on for longer", "2   │"]
+    assert shown(20, ["only"]) == ["only", "────"]
+    for width in range(1, 60):
+        widths = column_widths([3, 50, 8, 20], width)
+        assert all(w >= 3 for w in widths) and sum(widths) + 9 <= max(width, 21)
+
+
+@in_loop
+async def test_a_link_in_a_table_can_be_clicked(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, opened = Two(), []
+    monkeypatch.setattr(app, "open_url", opened.append)
+    async with app.run_test(size=(60, 20)) as pilot:
+        await app.whole.update("| a | b |\n|---|---|\n| 1 | [here](http://x.y/z) |\n")
+        await pilot.pause()
+        assert await pilot.click(TableText, offset=(7, 2))
+        await pilot.pause()
+        assert opened == ["http://x.y/z"]
+        await pilot.resize_terminal(12, 20)
+        table, waited = app.whole.query_one(TableText), 0
+        while table.size.width > 12:
+            await pilot.pause(0.01)
+            assert (waited := waited + 1) < 500
 
 
 def test_threads_may_parse_at_once() -> None:
