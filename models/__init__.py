@@ -94,7 +94,8 @@ def build(file: ModelFile, ctx: int | None = None) -> ModelGraph:
         if name not in blocks.used and not name.endswith(_UNUSED):
             problem = f"wgllm does not know what {config.architecture} does with it"
             raise ModelFileError(file.path, f"tensor {name}", problem)
-    return ModelGraph(config, graph, blocks.weights, blocks.ctx, blocks.ctx_limit, blocks.most_positions)
+    most = config.n_ctx_train if config.rope.limited else blocks.most_positions
+    return ModelGraph(config, graph, blocks.weights, blocks.ctx, blocks.ctx_limit, most)
 
 
 def for_context(model: ModelGraph, file: ModelFile, ctx: int) -> ModelGraph:

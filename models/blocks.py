@@ -57,7 +57,7 @@ class Blocks:
     def vector(self, name: str, shape: tuple[int, ...]) -> str:
         """Declares a tensor of the file as the vector of its numbers, row by row."""
         view = self._view(name, shape)
-        self.weights[name] = replace(view, shape=(view.size,))
+        self.weights[name] = view.flat()
         return self.graph.weight(name, (view.size,), view.format.name)
 
     def computed(self, name: str, values: NDArray[np.float32]) -> str:
@@ -74,13 +74,13 @@ class Blocks:
         bias = self._view(f"{name}.bias", (total,)) if self.has(f"{name}.bias") else None
         first = 0
         for part, count in sizes.items():
-            self.own[f"{name}.{part}.weight"] = _rows(whole, first, count)
+            self.own[f"{name}.{part}.weight"] = whole.part(first, count)
             if bias is not None:
                 if bias.format.block_size != 1:
                     raise ModelFileError(
                         self.file.path, f"tensor {name}.bias", "a bias should not be quantized"
                     )
-                self.own[f"{name}.{part}.bias"] = _rows(bias, first, count)
+                self.own[f"{name}.{part}.bias"] = bias.part(first, count)
             first += count
 
     def _view(self, name: str, shape: tuple[int, ...]) -> TensorView:
@@ -270,10 +270,3 @@ class Blocks:
         for i, (op, inputs, attrs) in enumerate(steps, 1):
             y = g.op("logits" if i == len(steps) else f"logits.{op}", op, y, *inputs, **attrs)
         g.output(y)
-
-
-def _rows(view: TensorView, first: int, count: int) -> TensorView:
-    """Rows of a matrix, or numbers of a vector whose format has no blocks."""
-    size = view.format.row_bytes(view.shape[-1]) if len(view.shape) > 1 else view.format.type_size
-    data = view.data[first * size : (first + count) * size]
-    return replace(view, shape=(count, *view.shape[1:]), data=data)

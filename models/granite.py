@@ -4,8 +4,38 @@ from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Keys
+from wgllm.models.hf_family import ATTENTION_BIASES, LLAMA_TENSORS, ROPE_TYPES, HfFamily
 
 ARCHITECTURES = ("granite",)
+
+HF = (
+    HfFamily(
+        model_types=("granite",),
+        architecture="granite",
+        tensors=LLAMA_TENSORS,
+        keys={
+            "embedding_scale": lambda c: c.positive("embedding_multiplier"),
+            "residual_scale": lambda c: c.positive("residual_multiplier"),
+            "attention.scale": lambda c: c.positive("attention_multiplier"),
+            "logit_scale": lambda c: c.positive("logits_scaling"),
+        },
+        defaults={
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "attention_multiplier": 1.0,
+            "logits_scaling": 1.0,
+            "tie_word_embeddings": False,
+        },
+        expects={"hidden_act": ("silu", "swish")},
+        rope_types=(*ROPE_TYPES, "llama3"),
+        present={
+            **ATTENTION_BIASES,
+            **{f"blk.{{i}}.ffn_{part}.bias": lambda c: c.flag("mlp_bias") for part in ("gate", "up", "down")},
+        },
+    ),
+)
 
 
 def build(b: Blocks) -> None:

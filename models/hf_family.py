@@ -34,6 +34,7 @@ leaves the key out. Rope's keys and tensors come from ``models/hf_rope.py``.
 
 ``defaults`` are those of transformers' configuration class, for what a file leaves out (nested ones leave out much).
 ``expects`` guards mathematics that GGUF's keys cannot say: any other value (null and absent are fine) is refused.
+``present`` guards what a graph finds out by looking whether the file has a tensor.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ from wgllm.errors import ModelFileError
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope")
 """What every family may have; models whose graph takes frequency factors add ``llama3``."""
+PLAIN_ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
+"""For models whose graph takes no frequency factors."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ class HfFamily:
     """Beginnings of the file's names and what they mean: ("language_model.model.", "model.")."""
     skip: tuple[str, ...] = ()
     """Patterns (``*``) of tensors that the text does not need, before renaming."""
+    present: Mapping[str, Callable[[HfConfig], bool]] = field(default_factory=dict)
+    """Tensors by GGUF's name (``{i}`` for the layer), of which the configuration says whether they are there. The graph
+    goes by what is there: a file that says one thing and has another is refused."""
     norm_offset: float = 0.0
     """What norms add to their weights (Gemma's 1 + w)."""
     rope_interleaved: bool = False
@@ -132,6 +138,13 @@ class HfConfig:
             raise self.fail(key, f"{value!r} should be a number")
         return float(value)
 
+    def positive(self, key: str) -> float:
+        """A number above 0."""
+        value = self.number(key)
+        if value is None or value <= 0:
+            raise self.fail(key, "missing" if value is None else f"{value} makes no sense")
+        return value
+
     def flag(self, key: str) -> bool:
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
@@ -169,9 +182,9 @@ class HfConfig:
 
     def rope(self, layer_type: str = "full_attention") -> dict[str, Any]:
         """Rope's settings, wherever they stand: ``rope_parameters`` (perhaps per type of layer), or the older
-        ``rope_scaling`` and ``rope_theta``."""
+        ``rope_scaling``, which goes before it (it is what people add to a file), and ``rope_theta``."""
         settings: dict[str, Any] = {}
-        for key in ("rope_scaling", "rope_parameters"):
+        for key in ("rope_parameters", "rope_scaling"):
             value = self.get(key)
             if value is None:
                 continue
@@ -181,10 +194,12 @@ class HfConfig:
             value = value.get(layer_type) if by_type else value
             if value is not None and not isinstance(value, dict):
                 raise self.fail(f"{key}.{layer_type}", "should be an object")
-            settings |= value or {}
+            value = value or {}
+            named = value.get("rope_type") or value.get("type")
+            settings |= value | ({"rope_type": named} if named else {})
         if settings.get("rope_theta") is None:
             settings["rope_theta"] = self.first("rope_theta", "rotary_emb_base")
-        kind = settings.get("rope_type") or settings.get("type") or "default"
+        kind = settings.get("rope_type") or "default"
         if not isinstance(kind, str):
             raise self.fail("rope_type", f"{kind!r} should be a name")
         # Phi-3's first files call longrope by its older name.
@@ -279,6 +294,11 @@ LLAMA_TENSORS: dict[str, Rule | tuple[Rule, ...]] = {
     "model.layers.{i}.mlp.up_proj": "blk.{i}.ffn_up",
     "model.layers.{i}.mlp.down_proj": "blk.{i}.ffn_down",
 }
+
+ATTENTION_BIASES: dict[str, Callable[[HfConfig], bool]] = {
+    f"blk.{{i}}.attn_{part}.bias": lambda c: c.flag("attention_bias") for part in ("q", "k", "v", "output")
+}
+"""``present`` of families whose four matrices of attention have biases, or none has."""
 
 SANDWICH_TENSORS: dict[str, Rule | tuple[Rule, ...]] = {
     **LLAMA_TENSORS,

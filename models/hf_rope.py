@@ -60,9 +60,11 @@ def _needed(config: HfConfig, rope: dict[str, Any], key: str) -> float:
 
 
 def _original_ctx(config: HfConfig, rope: dict[str, Any]) -> int:
-    value = rope.get("original_max_position_embeddings")
-    if value is None:
-        value = config.get("original_max_position_embeddings")
+    key = "original_max_position_embeddings"
+    value, beside = rope.get(key), config.get(key)
+    if value is not None and beside is not None and value != beside:
+        raise config.fail(key, f"is {beside!r} here and {value!r} in rope's settings")
+    value = beside if value is None else value
     if value is None:
         return config.n_ctx_train
     if type(value) is not int or value < 2:
@@ -78,10 +80,15 @@ def _linear(config: HfConfig, rope: dict[str, Any], dim: int) -> Made:
 
 
 def _dynamic(config: HfConfig, rope: dict[str, Any], dim: int) -> Made:
-    """NTK by the length of the text: none at all up to the context that the model was trained for."""
+    """NTK by the length of the text: none at all up to the context that the model was trained for.
+
+    Beyond it each token's frequencies would depend on how many there were when it was read (transformers:
+    dynamic_frequency_update); the model gets no more positions than it was trained for.
+    """
     if rope.get("alpha") is not None:
         raise config.fail("rope: alpha", "is not supported")
-    return {"context_length": min(config.n_ctx_train, _original_ctx(config, rope))}, {}
+    limit = min(config.n_ctx_train, _original_ctx(config, rope))
+    return {"context_length": limit, "rope.scaling.type": "dynamic"}, {}
 
 
 def _yarn(config: HfConfig, rope: dict[str, Any], dim: int) -> Made:
@@ -100,13 +107,18 @@ def _yarn(config: HfConfig, rope: dict[str, Any], dim: int) -> Made:
         if rope.get(name) is not None:
             keys[key] = _needed(config, rope, name)
     # GGUF's factor comes on top of what YaRN has by itself, transformers' stands for both (arXiv 2309.00071, 3.4).
-    attention, own = config.number("attention_factor", rope), _magnitude(factor, 1.0)
+    attention, own = _attention_factor(config, rope), _magnitude(factor, 1.0)
     scale, scale_all = config.number("mscale", rope), config.number("mscale_all_dim", rope)
     if attention is None and scale and scale_all:
         attention = _magnitude(factor, scale) / _magnitude(factor, scale_all)
     if attention is not None:
         keys["rope.scaling.attn_factor"] = attention / own
     return keys, {}
+
+
+def _attention_factor(config: HfConfig, rope: dict[str, Any]) -> float | None:
+    given = rope.get("attention_factor") is not None
+    return _needed(config, rope, "attention_factor") if given else None
 
 
 def _magnitude(factor: float, scale: float) -> float:
@@ -121,9 +133,10 @@ def _longrope(config: HfConfig, rope: dict[str, Any], dim: int) -> Made:
             raise config.fail(f"rope: {name}_factor", f"should be {dim // 2} numbers above 0")
         tensors[f"rope_factors_{name}.weight"] = np.array(values, np.float32)
     original = _original_ctx(config, rope)
-    attention = config.number("attention_factor", rope)
+    attention = _attention_factor(config, rope)
     if attention is None:
-        grows = config.n_ctx_train / original
+        given = rope.get("factor") is not None
+        grows = _needed(config, rope, "factor") if given else config.n_ctx_train / original
         attention = math.sqrt(1 + math.log(grows) / math.log(original)) if grows > 1 else 1.0
     return {
         "rope.scaling.original_context_length": original,

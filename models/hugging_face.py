@@ -194,12 +194,23 @@ class _Translation:
             self._add(stored)
         for name, parts in self._stacks.items():
             self._stack(name, parts)
+        self._check_presence()
         if self.config.flag("tie_word_embeddings"):
             self._found.pop("output.weight", None)
         elif "output.weight" not in self._found:
             problem = "missing, and tie_word_embeddings does not say that the embedding stands for it"
             raise ModelFileError(self.weights.path, "tensor lm_head.weight", problem)
         return self._found
+
+    def _check_presence(self) -> None:
+        """What the configuration says of tensors is so, in every layer."""
+        layers = {name.split(".")[1] for name in self._found if name.startswith("blk.")}
+        for pattern, says in self.family.present.items():
+            wanted = says(self.config)
+            for name in sorted({pattern.replace("{i}", layer) for layer in layers}):
+                if (name in self._found) != wanted:
+                    problem = "missing, which config.json asks for" if wanted else "unknown to config.json"
+                    raise ModelFileError(self.weights.path, f"tensor {name}", problem)
 
     def _add(self, stored: StoredTensor) -> None:
         name = stored.name

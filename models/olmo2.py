@@ -5,8 +5,23 @@ from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Keys
+from wgllm.models.hf_family import ATTENTION_BIASES, PLAIN_ROPE_TYPES, SANDWICH_TENSORS, HfFamily
 
 ARCHITECTURES = ("olmo2",)
+
+_BEFORE = ("input_layernorm", "pre_feedforward_layernorm")
+
+HF = (
+    HfFamily(
+        model_types=("olmo2",),
+        architecture="olmo2",
+        tensors={name: rule for name, rule in SANDWICH_TENSORS.items() if not name.endswith(_BEFORE)},
+        defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
+        expects={"hidden_act": ("silu", "swish")},
+        rope_types=PLAIN_ROPE_TYPES,
+        present=ATTENTION_BIASES,
+    ),
+)
 
 
 def build(b: Blocks) -> None:

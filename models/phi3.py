@@ -5,8 +5,38 @@ from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Keys
+from wgllm.models.hf_family import LLAMA_TENSORS, HfConfig, HfFamily
 
 ARCHITECTURES = ("phi3",)
+
+
+def _window(config: HfConfig) -> int | None:
+    return None if config.get("sliding_window") is None else config.integer("sliding_window")
+
+
+_SPLIT = ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "gate_proj", "up_proj")
+
+HF = (
+    HfFamily(
+        model_types=("phi3",),
+        architecture="phi3",
+        tensors={name: rule for name, rule in LLAMA_TENSORS.items() if not name.endswith(_SPLIT)}
+        | {
+            "model.layers.{i}.self_attn.qkv_proj": "blk.{i}.attn_qkv",
+            "model.layers.{i}.mlp.gate_up_proj": "blk.{i}.ffn_up",
+        },
+        keys={"attention.sliding_window": _window},
+        defaults={
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+        },
+        expects={"hidden_act": ("silu", "swish"), "attention_bias": (False,)},
+        # transformers takes "yarn" for LongRoPE here, which no checkpoint needs, and refuses the others.
+        rope_types=("default", "longrope"),
+    ),
+)
 
 
 def build(b: Blocks) -> None:

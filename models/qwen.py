@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wgllm.models.blocks import Blocks
-from wgllm.models.hf_family import LLAMA_TENSORS, HfFamily, no_window
+from wgllm.models.hf_family import ATTENTION_BIASES, LLAMA_TENSORS, PLAIN_ROPE_TYPES, HfFamily, no_window
 
 ARCHITECTURES = ("qwen2", "qwen3")
 
@@ -15,12 +15,14 @@ HF = (
         keys={"attention.sliding_window": no_window},
         defaults={
             "rms_norm_eps": 1e-6,
+            "num_key_value_heads": 32,
             "max_position_embeddings": 32768,
             "use_sliding_window": False,
             "max_window_layers": 28,
             "tie_word_embeddings": False,
         },
         expects={"hidden_act": ("silu", "swish")},
+        rope_types=PLAIN_ROPE_TYPES,
     ),
     HfFamily(
         model_types=("qwen3",),
@@ -29,6 +31,7 @@ HF = (
         keys={"attention.sliding_window": no_window},
         defaults={
             "rms_norm_eps": 1e-6,
+            "num_key_value_heads": 32,
             "max_position_embeddings": 32768,
             "head_dim": 128,
             "use_sliding_window": False,
@@ -36,6 +39,8 @@ HF = (
             "tie_word_embeddings": False,
         },
         expects={"hidden_act": ("silu", "swish")},
+        rope_types=PLAIN_ROPE_TYPES,
+        present=ATTENTION_BIASES,
     ),
 )
 

@@ -59,6 +59,8 @@ class Rope:
     """A tensor of the file that frequencies are divided by."""
     context: int = 0
     """Positions that the model knew before its context was extended."""
+    limited: bool = False
+    """Beyond the context of the training frequencies would depend on how long the text was when they were used."""
 
     def plain(self) -> Rope:
         """The same without all that extends the context."""
@@ -91,12 +93,19 @@ def read_rope(keys: Keys, head_dim: int, n_ctx_train: int) -> Rope:
         yarn = Yarn(factor, context, beta_fast, beta_slow)
         magnitude *= 1 + 0.1 * math.log(max(factor, 1.0))
         factor = 1.0
-    elif kind == "none":
+    elif kind in ("none", "dynamic"):
         factor = 1.0
     elif kind not in ("linear", "longrope"):
         raise keys.fail(
-            "rope.scaling.type", f"{kind!r} is not supported (none, linear, yarn and longrope are)"
+            "rope.scaling.type", f"{kind!r} is not supported (none, linear, dynamic, yarn and longrope are)"
         )
     return Rope(
-        theta, dim, keys.file.conventions.rope_interleaved, 1.0 / factor, magnitude, yarn, context=context
+        theta,
+        dim,
+        keys.file.conventions.rope_interleaved,
+        1.0 / factor,
+        magnitude,
+        yarn,
+        context=context,
+        limited=kind == "dynamic",
     )

@@ -91,7 +91,7 @@ def test_yarn_of_values_that_make_no_sense_is_named(key: str, value: float) -> N
 
 def test_an_unknown_kind_of_rope_scaling_is_named() -> None:
     with pytest.raises(
-        ModelFileError, match=r"llama.rope.scaling.type: 'ntk' .* \(none, linear, yarn and longrope"
+        ModelFileError, match=r"llama.rope.scaling.type: 'ntk' .* \(none, linear, dynamic, yarn and longrope"
     ):
         models.build(opened("llama-tied.f32", {"llama.rope.scaling.type": "ntk"}))
 

@@ -46,6 +46,8 @@ def test_all_directories_are_here() -> None:
     names = {m.id for m in DIRECTORIES}
     assert {"llama-tied.hf", "llama-tied.hf-bf16", "llama-tied.hf-f16", "llama-llama3rope.hf"} <= names
     assert {"mistral.hf", "qwen2.hf", "gemma3.hf"} <= names
+    assert {"gemma.hf", "gemma2.hf", "gpt2.hf", "granite.hf", "olmo2.hf"} <= names
+    assert {"phi3.hf", "phi3-longrope.hf", "qwen3.hf", "stablelm.hf", "stablelm-12b.hf"} <= names
     assert len(WITH_OLDER) >= 5
 
 
@@ -99,9 +101,14 @@ def test_a_directory_is_what_its_gguf_file_is(name: str) -> None:
     for key in known - {"general.name", "tokenizer.chat_template"}:
         mine, theirs = directory.metadata[key], file.metadata[key]
         assert mine == (theirs if isinstance(theirs, str) else pytest.approx(theirs, rel=1e-6)), key
+    only = {k.partition(".")[2]: v for k, v in directory.metadata.items() if k not in file.metadata}
+    # The converter leaves out what a reader takes for granted.
+    heads = directory.metadata[f"{file.architecture}.attention.head_count"]
+    for key, granted in (("rope.freq_base", 10000.0), ("attention.head_count_kv", heads)):
+        assert only.pop(key, granted) == granted
+    only.pop("vocab_size", None)
     # Mistral's window gets lost in conversion.
-    only = {k for k in directory.metadata if k not in file.metadata} - {f"{file.architecture}.vocab_size"}
-    assert {k.partition(".")[2] for k in only} <= {
+    assert only.keys() <= {
         "attention.key_length",
         "attention.scale",
         "attention.sliding_window",
@@ -162,6 +169,18 @@ def test_webgpu_runs_a_model_that_is_quantized_as_it_is_loaded(own_device: Devic
     expected = run_chunks(load_program(path, quantize=fmt), ids, 64)
     assert np.abs(made - expected).max() < tolerances.WEBGPU_TINY
     assert {t.dtype for t in build(file).graph.of_kind("weight") if len(t.shape) > 1} == {fmt.upper()}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "stablelm-12b"])
+def test_fused_transposed_and_stacked_tensors_are_quantized_as_those_of_gguf(name: str) -> None:
+    (file,) = (DATA / name).glob(f"{name}.f*.gguf")
+    ids = next(m for m in DIRECTORIES if m.id == f"{name}.hf").cases()[-1]["ids"]
+    made, expected, again = (
+        run_chunks(load_program(path, quantize="q8_0", **options), ids, 256)
+        for path, options in ((DATA / name / "hf", {}), (file, {}), (DATA / name / "hf", {"memory": 0}))
+    )
+    assert np.abs(made - expected).max() < tolerances.NUMPY_SAME
+    assert np.abs(again - expected).max() < tolerances.NUMPY_SAME
 
 
 def test_the_default_of_the_generation_config_is_sampled_with(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ LONG = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
     [
         ("default", {}, {}),
         ("linear", {"factor": 4.0}, {"scaling.type": "linear", "scaling.factor": 4.0}),
-        ("dynamic", {"factor": 2.0}, {}),
+        ("dynamic", {"factor": 2.0}, {"scaling.type": "dynamic"}),
         (
             "yarn",
             YARN,
@@ -156,6 +156,14 @@ def test_rope_in_both_styles(
     if kind == "longrope":
         assert file.tensors["rope_factors_long.weight"].array().tolist() == [2.0, 4.0]
         assert file.tensors["rope_factors_short.weight"].array().tolist() == [1.0, 1.5]
+
+
+@pytest.mark.parametrize("name", ["type", "rope_type"])
+def test_scaling_that_was_added_to_a_new_config_counts(checkpoint: Checkpoint, name: str) -> None:
+    plain = {"rope_type": "default", "rope_theta": 5e5}
+    file = checkpoint.open(rope_parameters=plain, rope_scaling={name: "linear", "factor": 2.0})
+    assert file.metadata["llama.rope.scaling.factor"] == 2.0
+    assert file.metadata["llama.rope.freq_base"] == 5e5
 
 
 @pytest.mark.parametrize(

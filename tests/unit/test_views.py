@@ -86,6 +86,25 @@ def test_a_bias_is_cut_like_its_matrix() -> None:
     assert view.shape == (4,) and np.array_equal(view.array(), bias.array()[[4, 5, 0, 1]])
 
 
+@pytest.mark.parametrize("kind", ["stored", "stacked", "transposed", "quantized"])
+def test_a_part_and_the_numbers_of_any_view(kind: str) -> None:
+    made: dict[str, TensorView] = {
+        "stored": stored((6, 32)),
+        "stacked": StackedView("w.weight", [stored((32,), seed=i) for i in range(6)]),
+        "transposed": TransposedView("w.weight", stored((32, 6))),
+        "quantized": QuantizedView(stored((6, 32)), format_by_name("Q8_0")),
+    }
+    view = made[kind]
+    part, flat = view.part(2, 3), view.flat()
+    assert part.name == flat.name == "w.weight" and part.shape == (3, 32) and flat.shape == (192,)
+    assert np.array_equal(part.array(), view.array()[2:5])
+    assert np.array_equal(flat.array(), view.array().reshape(-1))
+    # Used again and again, only what has to be made anew is taken into memory.
+    assert (type(part.kept()) is TensorView) == (kind != "stacked")
+    assert np.array_equal(part.kept().array(), part.array())
+    assert np.array_equal(flat.kept().array(), flat.array())
+
+
 def test_views_of_views() -> None:
     parts = [TransposedView("t", stored((32, 4), seed=seed)) for seed in range(3)]
     view = QuantizedView(StackedView("s", parts), format_by_name("Q8_0"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,6 +80,16 @@ class TensorView:
         size = self.format.type_size
         first, stop = start // size, min(stop, self.nbytes)
         return self.blocks(first, -(-stop // size)).tobytes()[start - first * size : stop - first * size]
+
+    def part(self, first: int, count: int) -> TensorView:
+        """``count`` rows of a matrix, or numbers of a vector whose format has no blocks. Nothing is copied."""
+        size = self.nbytes // self.shape[0]
+        data = self.data[first * size : (first + count) * size]
+        return replace(self, shape=(count, *self.shape[1:]), data=data)
+
+    def flat(self) -> TensorView:
+        """The vector of its numbers, row by row."""
+        return replace(self, shape=(self.size,))
 
     def kept(self) -> TensorView:
         """The same tensor for use again and again: one that has to be made lies in memory then."""

@@ -45,6 +45,24 @@ class DerivedView(TensorView):
     @abstractmethod
     def blocks(self, start: int, stop: int) -> U8: ...
 
+    @property
+    @abstractmethod
+    def costly(self) -> bool:
+        """Whether reading it is more than copying bytes."""
+
+    def kept(self) -> TensorView:
+        if not self.costly:
+            return self
+        view = TensorView(self.name, self.shape, self.format, self.data)
+        self.forget()
+        return view
+
+    def part(self, first: int, count: int) -> TensorView:
+        return RowsView(self.name, self, [(first, first + count)])
+
+    def flat(self) -> TensorView:
+        return FlatView(self)
+
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         out = np.empty((len(rows), self.shape[-1]), np.float32)
         for i, row in enumerate(rows.tolist()):
@@ -68,6 +86,10 @@ class StackedView(DerivedView):
         object.__setattr__(self, "_parts", tuple(parts))
 
     _parts: tuple[TensorView, ...]
+
+    @property
+    def costly(self) -> bool:
+        return any(map(_costly, self._parts))
 
     def blocks(self, start: int, stop: int) -> U8:
         size = self.n_blocks // len(self._parts)
@@ -100,6 +122,10 @@ class RowsView(DerivedView):
     _starts: list[int]
     _firsts: list[int]
 
+    @property
+    def costly(self) -> bool:
+        return _costly(self._source)
+
     def blocks(self, start: int, stop: int) -> U8:
         found = []
         i = bisect_right(self._firsts, start) - 1
@@ -121,6 +147,7 @@ class TransposedView(DerivedView):
         object.__setattr__(self, "_source", source)
 
     _source: TensorView
+    costly = True
 
     def blocks(self, start: int, stop: int) -> U8:
         width, size = self.shape[1], self.format.type_size
@@ -142,6 +169,7 @@ class QuantizedView(DerivedView):
         object.__setattr__(self, "_source", source)
 
     _source: TensorView
+    costly = True
 
     def blocks(self, start: int, stop: int) -> U8:
         fmt, source = self.format, self._source
@@ -154,10 +182,26 @@ class QuantizedView(DerivedView):
             out[at - start : end - start] = fmt.quantize_blocks(numbers.reshape(-1, fmt.block_size))
         return out
 
-    def kept(self) -> TensorView:
-        view = TensorView(self.name, self.shape, self.format, self.data)
-        self.forget()
-        return view
+
+class FlatView(DerivedView):
+    """The numbers of a derived tensor as a vector."""
+
+    def __init__(self, source: DerivedView) -> None:
+        super().__init__(source.name, (source.size,), source.format, [source])
+        object.__setattr__(self, "_source", source)
+
+    _source: DerivedView
+
+    @property
+    def costly(self) -> bool:
+        return self._source.costly
+
+    def blocks(self, start: int, stop: int) -> U8:
+        return self._source.blocks(start, stop)
+
+
+def _costly(view: TensorView) -> bool:
+    return isinstance(view, DerivedView) and view.costly
 
 
 def _none(format: QuantFormat) -> U8:
