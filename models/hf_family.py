@@ -52,6 +52,9 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope")
 PLAIN_ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
 """For models whose graph takes no frequency factors."""
 
+# A list of each head's rows must not fill the memory because a file lies.
+_MOST_HEADS = 1 << 14
+
 
 @dataclass(frozen=True)
 class Transposed:
@@ -249,6 +252,21 @@ def query_scale(config: HfConfig) -> float | None:
     if scalar is not None and scalar <= 0:
         raise config.fail("query_pre_attn_scalar", f"{scalar} makes no sense")
     return None if scalar is None else 1 / math.sqrt(scalar)
+
+
+def grouped_heads(config: HfConfig, n_kv_heads: int) -> list[tuple[int, int]]:
+    """``Rows.runs`` of a fused matrix that has, for each head of keys, its heads of queries, the key and the value."""
+    if config.n_heads > _MOST_HEADS:
+        raise config.fail("num_attention_heads", f"{config.n_heads} are more than any model has")
+    d, group = config.head_dim, config.n_heads // n_kv_heads
+    rows = group + 2
+    queries = [(i * rows * d, (i * rows + group) * d) for i in range(n_kv_heads)]
+    others = [
+        ((i * rows + group + part) * d, (i * rows + group + part + 1) * d)
+        for part in range(2)
+        for i in range(n_kv_heads)
+    ]
+    return queries + others
 
 
 KEYS: dict[str, Source] = {

@@ -39,6 +39,23 @@ def local_theta(config: HfConfig) -> float | None:
     return config.number("rope_local_base_freq")
 
 
+def same_rope(config: HfConfig) -> None:
+    """For a family whose layers all have the same rope: settings for each type of layer are refused."""
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+            raise config.fail(key, "settings for each type of layer are not supported for this family")
+
+
+def whole_heads(config: HfConfig) -> int:
+    """``rope.dimension_count`` of a family that has one rope, which turns heads as a whole in transformers."""
+    same_rope(config)
+    if _rotary_dim(config, config.rope()) != config.head_dim:
+        problem = "rope of a part of each head is not supported for this family"
+        raise config.fail("partial_rotary_factor", problem)
+    return config.head_dim
+
+
 def _rotary_dim(config: HfConfig, rope: dict[str, Any]) -> int:
     share = config.number("partial_rotary_factor", rope)
     if share is None:

@@ -238,8 +238,18 @@ class _Translation:
         if len(numbers) >= 1 and numbers[0] >= self.config.n_layers:
             problem = f"there are {self.config.n_layers} layers by config.json"
             raise ModelFileError(stored.path, f"tensor {stored.name}", problem)
-        for rule in rules if isinstance(rules, tuple) else (rules,):
+        rules = rules if isinstance(rules, tuple) else (rules,)
+        for rule in rules:
             self._apply(rule, stored, numbers, ending, stacked="{e}" in pattern)
+        self._check_rows(rules, stored)
+
+    def _check_rows(self, rules: tuple[Rule, ...], stored: StoredTensor) -> None:
+        """Rows left over mean that config.json tells of other heads than the file has."""
+        runs = [run for rule in rules if isinstance(rule, Rows) for run in rule.runs(self.config)]
+        used = sum(last - first for first, last in runs)
+        if runs and used != stored.shape[0]:
+            problem = f"it has {stored.shape[0]} rows, but {used} by config.json"
+            raise ModelFileError(stored.path, f"tensor {stored.name}", problem)
 
     def _apply(
         self, rule: Rule, stored: StoredTensor, numbers: list[int], ending: str, *, stacked: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from wgllm.backends.base import Program
 from wgllm.backends.device import Device
 from wgllm.backends.webgpu import WebGpuExecutor
 from wgllm.formats.gguf import open_gguf
+from wgllm.models import build
 from wgllm.models.opening import open_model
 
 
@@ -48,6 +50,8 @@ def test_all_directories_are_here() -> None:
     assert {"mistral.hf", "qwen2.hf", "gemma3.hf"} <= names
     assert {"gemma.hf", "gemma2.hf", "gpt2.hf", "granite.hf", "olmo2.hf"} <= names
     assert {"phi3.hf", "phi3-longrope.hf", "qwen3.hf", "stablelm.hf", "stablelm-12b.hf"} <= names
+    assert {"command-r.hf", "command-r-plus.hf", "cohere2.hf", "gptneox.hf", "gptneox-serial.hf"} <= names
+    assert {"falcon-7b.hf", "falcon-40b.hf", "starcoder2.hf", "smollm3.hf"} <= names
     assert len(WITH_OLDER) >= 5
 
 
@@ -114,7 +118,17 @@ def test_a_directory_is_what_its_gguf_file_is(name: str) -> None:
         "attention.sliding_window",
         "attention.sliding_window_pattern",
         "attention.value_length",
+        "rope.dimension_count",
+        "rope.freq_base",
     }
+    mine, theirs = build(directory).config, build(file).config
+    rope = replace(mine.rope, interleaved=theirs.rope.interleaved)
+    rounded = {name: getattr(theirs.rope, name) for name in ("theta", "magnitude")}
+    assert {name: getattr(rope, name) for name in rounded} == pytest.approx(rounded, rel=1e-6)
+    assert replace(rope, **rounded) == theirs.rope
+    assert mine.norm_eps == pytest.approx(theirs.norm_eps, rel=1e-6)
+    same = {"rope": theirs.rope, "norm_eps": theirs.norm_eps, "norm_offset": theirs.norm_offset}
+    assert replace(mine, **same) == theirs
 
 
 def test_opening_reads_no_weights() -> None:

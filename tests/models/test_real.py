@@ -95,3 +95,25 @@ def test_chunks_and_row_blocks_give_the_same_logits(
             assert np.abs(llm.logits(ids) - whole).max() < NUMPY_REAL
     with wgllm.load(model_path("smollm2"), ctx_size=512, memory=50_000_000) as small:
         assert np.abs(small.logits(ids) - whole).max() < NUMPY_REAL
+
+
+LONG = [pytest.param(name, marks=pytest.mark.model(name)) for name in ("smollm2", "gemma3:270m")]
+
+
+@pytest.mark.last
+@pytest.mark.parametrize("name", LONG)
+def test_long_prompts_equal_the_reference(
+    request: pytest.FixtureRequest, model_path: Callable[[str], Path], name: str
+) -> None:
+    """Thousands of tokens: rope far out, and rings of a window that have gone round many times."""
+    if request.config.getoption("--models") != "all":
+        pytest.skip("takes minutes: needs --models all")
+    case = json.loads((DATA / "real" / "long.json").read_text(encoding="utf-8"))[name]
+    ids, positions = case["ids"], case["positions"]
+    with wgllm.load(model_path(name), backend="numpy", ctx_size=len(ids)) as llm:
+        logits = llm.logits(ids, positions)
+    listed = np.take_along_axis(logits, np.array(case["top_ids"]), axis=1)
+    off = np.abs(listed - np.array(case["top_logits"], np.float32)).max(axis=1)
+    print(f"{name}: " + ", ".join(f"{at + 1}: {o:.1e}" for at, o in zip(positions, off, strict=True)))
+    assert positions[-1] == len(ids) - 1
+    assert off.max() < NUMPY_REAL

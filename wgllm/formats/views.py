@@ -106,8 +106,9 @@ class RowsView(DerivedView):
     def __init__(self, name: str, source: TensorView, runs: Sequence[tuple[int, int]]) -> None:
         """``runs``: the first and last (exclusive) rows of what is taken, one after the other."""
         rows = sum(stop - start for start, stop in runs)
-        if any(not 0 <= start < stop <= source.shape[0] for start, stop in runs):
-            raise ValueError(f"rows {runs} are not within {source.shape[0]}")
+        there = source.shape[0] if source.shape else 0
+        if any(not 0 <= start < stop <= there for start, stop in runs):
+            raise ValueError(f"rows up to {max(stop for _, stop in runs)} are not within {there}")
         super().__init__(name, (rows, *source.shape[1:]), source.format, [source])
         per_row = source.size // source.shape[0] // source.format.block_size
         firsts = [0, *accumulate((stop - start) * per_row for start, stop in runs)]
