@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wgllm.errors import ModelFileError
 from wgllm.formats.model_file import ModelFile, TensorView
+from wgllm.formats.views import StackedView
 from wgllm.graph import OUT_ROWS, ROWS, SLOTS, GraphBuilder
 from wgllm.models.config import Config
 from wgllm.models.rope import Rope
@@ -82,6 +83,17 @@ class Blocks:
                     )
                 self.own[f"{name}.{part}.bias"] = bias.part(first, count)
             first += count
+
+    def stack(self, name: str, parts: Sequence[str], shape: tuple[int, ...]) -> None:
+        """Makes the tensor ``name`` [n, *shape] of n tensors of the file. Nothing is copied."""
+        views = [self._view(part, shape) for part in parts]
+        other = next((v for v in views if v.format is not views[0].format), None)
+        if other is not None:
+            problem = (
+                f"is {other.format.name}, but {views[0].name} is {views[0].format.name}; they should be alike"
+            )
+            raise ModelFileError(self.file.path, f"tensor {other.name}", problem)
+        self.own[name] = StackedView(name, views)
 
     def _view(self, name: str, shape: tuple[int, ...]) -> TensorView:
         view = self.own.get(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wgllm.errors import ModelFileError
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Keys
 
@@ -59,15 +58,19 @@ def read_mixture(b: Blocks, *, normalized: bool, d_ff: int = 0) -> Mixture:
 
 def some_mlp(b: Blocks, x: str, layer: int, activation: str, mixture: Mixture) -> str:
     """The layer's experts, or its one gated MLP where it has no router: [R, d_model] -> [R, d_model]."""
-    if b.has(f"blk.{layer}.ffn_gate_inp.weight"):
+    if has_experts(b, layer):
         return expert_mlp(b, x, layer, activation, mixture)
     return b.gated_mlp(x, layer, activation)
+
+
+def has_experts(b: Blocks, layer: int) -> bool:
+    """Whether the layer has a router."""
+    return b.has(f"blk.{layer}.ffn_gate_inp.weight")
 
 
 def expert_mlp(b: Blocks, x: str, layer: int, activation: str, mixture: Mixture) -> str:
     """Σ over the chosen experts of weight · down(activation(gate x) · up x): [R, d_model] -> [R, d_model]."""
     c, g, p = b.config, b.graph, f"blk.{layer}"
-    _refuse_apart(b, layer)
     logits = b.linear(f"{p}.router", x, f"{p}.ffn_gate_inp", (mixture.experts, c.d_model))
     ids, weights = g.several(
         (f"{p}.experts", f"{p}.expert_weights"), "top_experts", logits,
@@ -75,7 +78,11 @@ def expert_mlp(b: Blocks, x: str, layer: int, activation: str, mixture: Mixture)
     )  # fmt: skip
 
     def product(part: str, x: str, outputs: int, inputs: int) -> str:
-        w = b.weight(f"{p}.ffn_{part}_exps.weight", (mixture.experts, outputs, inputs))
+        name = f"{p}.ffn_{part}_exps.weight"
+        if not b.has(name) and b.has(f"{p}.ffn_{part}.0.weight"):
+            # Converters of 2023 and early 2024 wrote a tensor for each expert.
+            b.stack(name, [f"{p}.ffn_{part}.{e}.weight" for e in range(mixture.experts)], (outputs, inputs))
+        w = b.weight(name, (mixture.experts, outputs, inputs))
         return g.op(f"{p}.experts.{part}", "expert_matmul", x, w, ids)
 
     gate, up = (product(part, x, mixture.d_ff, c.d_model) for part in ("gate", "up"))
@@ -95,13 +102,3 @@ def shared_mlp(b: Blocks, x: str, layer: int, activation: str, d_ff: int) -> str
     as_matrix = b.has(name) and b.file.tensors[name].shape == (1, c.d_model)
     w = b.vector(name, (1, c.d_model)) if as_matrix else b.weight(name, (c.d_model,))
     return g.op(f"{p}.shared.let", "gate_rows", y, x, w)
-
-
-def _refuse_apart(b: Blocks, layer: int) -> None:
-    """Converters of 2023 and early 2024 wrote a tensor for each expert."""
-    name = f"blk.{layer}.ffn_gate.0.weight"
-    if b.has(name):
-        problem = (
-            "a tensor for each expert, as old converters wrote them, is not supported; convert the model anew"
-        )
-        raise ModelFileError(b.file.path, f"tensor {name}", problem)

@@ -24,6 +24,8 @@ the right. ``models/hugging_face.py`` does the rest, and the graph is built as f
 - ``Transposed(name)``: the file has [inputs, outputs] (GPT-2's Conv1D). A bias stays as it is.
 - ``Rows(name, runs)``: some rows, in an order that ``runs(config)`` tells as (first, last) pairs: a part of a fused
   matrix, or GPT-NeoX's heads of q, k, v, one after the other. For a bias, its numbers.
+- ``Share(name, number, of)``: of each matrix of a stack [n, of · rows, …] the rows of one share: experts whose gate and
+  up lie in one tensor.
 - A tuple of these: one tensor of the file becomes several.
 
 All of them are views: nothing is copied before it is used, and then a piece at a time.
@@ -71,7 +73,16 @@ class Rows:
     runs: Callable[[HfConfig], Sequence[tuple[int, int]]]
 
 
-Rule = str | Transposed | Rows
+@dataclass(frozen=True)
+class Share:
+    """One of ``of`` equal shares of each matrix's rows, counted from 0."""
+
+    target: str
+    number: int
+    of: int
+
+
+Rule = str | Transposed | Rows | Share
 Source = str | tuple[str, ...] | Callable[["HfConfig"], Any]
 
 
@@ -246,6 +257,21 @@ def no_window(config: HfConfig) -> None:
         raise config.fail("sliding_window", f"a window of {window} tokens is not supported for this family")
 
 
+def never_window(config: HfConfig) -> None:
+    """Like ``no_window`` for families whose ``max_window_layers`` does not say from where on layers have one."""
+    if (window := sliding_window(config)) is not None:
+        raise config.fail("sliding_window", f"a window of {window} tokens is not supported for this family")
+
+
+def dense_layers(config: HfConfig) -> list[int]:
+    """Layers without experts: those of ``mlp_only_layers``, and all but each ``decoder_sparse_step``th."""
+    given = config.get("mlp_only_layers") or []
+    if not isinstance(given, list) or any(type(i) is not int for i in given):
+        raise config.fail("mlp_only_layers", "should be a list of layers")
+    step = config.integer("decoder_sparse_step")
+    return [i for i in range(config.n_layers) if i in given or (i + 1) % step]
+
+
 def query_scale(config: HfConfig) -> float | None:
     """``attention.scale`` of families that give ``query_pre_attn_scalar``."""
     scalar = config.number("query_pre_attn_scalar")
@@ -291,6 +317,9 @@ EXPERT_KEYS: dict[str, Source] = {
 }
 """For mixtures of experts, to be merged into ``keys``."""
 
+NORMALIZED_KEYS: dict[str, Source] = {"expert_weights_norm": lambda c: c.flag("norm_topk_prob")}
+"""For those whose weights make 1 together only where config.json says so."""
+
 ATTENTION_TENSORS: dict[str, Rule | tuple[Rule, ...]] = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -317,6 +346,21 @@ ATTENTION_BIASES: dict[str, Callable[[HfConfig], bool]] = {
     f"blk.{{i}}.attn_{part}.bias": lambda c: c.flag("attention_bias") for part in ("q", "k", "v", "output")
 }
 """``present`` of families whose four matrices of attention have biases, or none has."""
+
+EXPERT_TENSORS: dict[str, Rule | tuple[Rule, ...]] = {
+    **ATTENTION_TENSORS,
+    "model.layers.{i}.post_attention_layernorm": "blk.{i}.ffn_norm",
+    "model.layers.{i}.mlp.gate": "blk.{i}.ffn_gate_inp",
+    "model.layers.{i}.mlp.experts.{e}.gate_proj": "blk.{i}.ffn_gate_exps",
+    "model.layers.{i}.mlp.experts.{e}.up_proj": "blk.{i}.ffn_up_exps",
+    "model.layers.{i}.mlp.experts.{e}.down_proj": "blk.{i}.ffn_down_exps",
+    "model.layers.{i}.mlp.experts.gate_up_proj": (
+        Share("blk.{i}.ffn_gate_exps.weight", 0, 2),
+        Share("blk.{i}.ffn_up_exps.weight", 1, 2),
+    ),
+    "model.layers.{i}.mlp.experts.down_proj": "blk.{i}.ffn_down_exps.weight",
+}
+"""Llama's with experts for MLPs: one by one, or stacked as transformers 5 has them in memory and may save them."""
 
 SANDWICH_TENSORS: dict[str, Rule | tuple[Rule, ...]] = {
     **LLAMA_TENSORS,

@@ -27,8 +27,8 @@ from wgllm.formats.safetensors import (
     shards_of,
 )
 from wgllm.formats.strict_json import read_json
-from wgllm.formats.views import RowsView, StackedView, TransposedView
-from wgllm.models.hf_family import KEYS, HfConfig, HfFamily, Rows, Rule, Source, Transposed
+from wgllm.formats.views import RowsView, ShareView, StackedView, TransposedView
+from wgllm.models.hf_family import KEYS, HfConfig, HfFamily, Rows, Rule, Share, Source, Transposed
 from wgllm.models.hf_rope import rope_settings
 from wgllm.quant import format_by_name
 from wgllm.tokenizer.hf_files import chat_template
@@ -260,6 +260,8 @@ class _Translation:
         try:
             if isinstance(rule, Rows):
                 view = RowsView(name, view, rule.runs(self.config))
+            elif isinstance(rule, Share):
+                view = ShareView(name, view, rule.number, rule.of)
             elif isinstance(rule, Transposed) and len(view.shape) > 1:
                 view = TransposedView(name, view)
             else:

@@ -5,9 +5,23 @@ from __future__ import annotations
 from wgllm.models.blocks import Blocks
 from wgllm.models.config import Keys
 from wgllm.models.experts import expert_mlp, read_mixture
-from wgllm.models.hf_family import LLAMA_TENSORS, ROPE_TYPES, HfFamily, same_window
+from wgllm.models.hf_family import (
+    EXPERT_KEYS,
+    EXPERT_TENSORS,
+    LLAMA_TENSORS,
+    ROPE_TYPES,
+    HfFamily,
+    same_window,
+)
 
 ARCHITECTURES = ("llama",)
+
+_MIXTRAL_TENSORS = EXPERT_TENSORS | {
+    "model.layers.{i}.block_sparse_moe.gate": "blk.{i}.ffn_gate_inp",
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w1": "blk.{i}.ffn_gate_exps",
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w2": "blk.{i}.ffn_down_exps",
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w3": "blk.{i}.ffn_up_exps",
+}
 
 HF = (
     HfFamily(
@@ -28,6 +42,25 @@ HF = (
             "max_position_embeddings": 4096 * 32,
             "num_key_value_heads": 8,
             "sliding_window": 4096,
+            "tie_word_embeddings": False,
+        },
+        expects={"hidden_act": ("silu", "swish")},
+        rope_types=(*ROPE_TYPES, "llama3"),
+    ),
+    HfFamily(
+        model_types=("mixtral",),
+        architecture="llama",
+        tensors=_MIXTRAL_TENSORS,
+        # Experts are as wide as the configuration's one width.
+        keys={k: v for k, v in EXPERT_KEYS.items() if "feed_forward" not in k}
+        | {"attention.sliding_window": same_window},
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096 * 32,
+            "num_key_value_heads": 8,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "rope_theta": 1e6,
             "tie_word_embeddings": False,
         },
         expects={"hidden_act": ("silu", "swish")},

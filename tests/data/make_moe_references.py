@@ -3,9 +3,9 @@
     python tests/data/make_moe_references.py [NAME …]
 
 In an environment with transformers 5.23, torch 2.13 and gguf 0.19. Per model: a GGUF file as llama.cpp's converter
-would write it, ``hf/`` (float16 safetensors) unless its weights are quantized, and what transformers computes in
-float32 with eager attention. The script fails where a norm, a bias, a router or a gate could be left out unnoticed, or
-where rounding could change which experts a row chooses.
+would write it, ``hf/`` (float16 safetensors and config.json in the styles of transformers 5 and 4) unless its weights
+are quantized, and what transformers computes in float32 with eager attention. The script fails where a norm, a bias, a
+router or a gate could be left out unnoticed, or where rounding could change which experts a row chooses.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
+from make_references import older_style
 
 HERE = Path(__file__).parent / "tiny"
 TOKENIZER = HERE / "qwen2" / "qwen2.f32.gguf"
@@ -278,6 +279,10 @@ def main(chosen: list[str]) -> None:
             model.half().save_pretrained(folder / "hf")
             (folder / "hf" / "generation_config.json").unlink(missing_ok=True)
             (folder / "hf" / "model.safetensors").chmod(0o644)
+            config = json.loads((folder / "hf" / "config.json").read_text(encoding="utf-8"))
+            older = older_style({k: v for k, v in config.items() if k != "layer_types"})
+            text = json.dumps(older, indent=2, sort_keys=True) + "\n"
+            (folder / "hf" / "config.v4.json").write_text(text, encoding="utf-8")
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         print(f"{wanted.name}: {size / 1024:,.0f} KiB, experts at least {min(gaps):.1e} apart")
 

@@ -26,7 +26,6 @@ from wgllm.lowering import PlanOptions, lower, prepared
 from wgllm.placement import _weight_size
 from wgllm.plan import Limits
 from wgllm.plan_figures import PlanFigures
-from wgllm.quant import format_by_name
 
 ALL = ["mixtral.f32", "qwen2_moe.f16", "olmoe.f16", "qwen3_moe.q8_0"]
 
@@ -281,14 +280,6 @@ def test_every_tensor_that_is_missing_is_named(name: str) -> None:
     for tensor in [n for n in file.tensors if "blk.1.ffn" in n and "shexp" not in n]:
         with pytest.raises(ModelFileError, match=r"blk\.1\.ffn_"):
             models.build(replace(file, tensors={n: v for n, v in file.tensors.items() if n != tensor}))
-
-
-def test_a_tensor_for_each_expert_is_refused_by_name() -> None:
-    one = TensorView(
-        "blk.0.ffn_gate.0.weight", (64, 64), format_by_name("F32"), np.zeros(4 * 64 * 64, np.uint8)
-    )
-    with pytest.raises(ModelFileError, match=r"blk\.0\.ffn_gate\.0\.weight.*convert the model anew"):
-        models.build(changed("mixtral.f32", tensors={one.name: one}))
 
 
 def test_two_experts_that_are_equal_are_chosen_in_order() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wgllm.backends.fills import _Blocks
 from wgllm.formats.model_file import TensorView
-from wgllm.formats.views import QuantizedView, RowsView, StackedView, TransposedView
+from wgllm.formats.views import DerivedView, QuantizedView, RowsView, ShareView, StackedView, TransposedView
+from wgllm.plan import Rows
 from wgllm.quant import format_by_name
 
 FLOATS = ("F32", "F16", "BF16")
@@ -58,6 +60,17 @@ def test_rows(data: st.DataObject, fmt: str) -> None:
     view = RowsView("r", source, runs)
     assert np.array_equal(view.array(), np.concatenate([source.array()[a:b] for a, b in runs]))
     check_parts(view, data)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(FLOATS), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_shares(data: st.DataObject, fmt: str, n: int, rows: int, of: int) -> None:
+    source = stored((n, of * rows, 5), fmt)
+    for number, expected in enumerate(np.split(source.array(), of, axis=1)):
+        view = ShareView("s", source, number, of)
+        assert view.shape == (n, rows, 5)
+        assert np.array_equal(view.array(), expected)
+        check_parts(view, data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -115,9 +128,20 @@ def test_views_of_views() -> None:
     assert away == [1, 1]
 
 
+def test_what_is_kept_of_a_stack_is_made_once() -> None:
+    parts = [QuantizedView(stored((2, 32), seed=seed), format_by_name("Q8_0")) for seed in range(2)]
+    view = StackedView("s", parts)
+    kept = view.kept()
+    assert isinstance(kept, StackedView) and all(type(part) is TensorView for part in kept.parts)
+    assert np.array_equal(kept.data, view.data)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="differ in shape or format"):
         StackedView("s", [stored((2, 3)), stored((3, 2))])
+    for shape in ((2, 3, 4), (4, 4)):
+        with pytest.raises(ValueError, match="2 equal shares"):
+            ShareView("s", stored(shape), 0, 2)
     with pytest.raises(ValueError, match="are not within 4"):
         RowsView("r", stored((4, 2)), [(2, 5)])
     with pytest.raises(ValueError, match="single numbers"):
@@ -135,3 +159,23 @@ def test_quantizing_takes_memory_for_a_piece_not_for_the_tensor() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 << 20
+
+
+@pytest.mark.parametrize("form", ["stacked", "shares"])
+def test_packing_experts_takes_memory_for_a_piece_not_for_a_stack(form: str) -> None:
+    if form == "stacked":
+        part = stored((512, 1024), "F16")  # 1 MiB, the same for each of 32 experts
+        view: DerivedView = StackedView("s", [part] * 32)
+    else:
+        view = ShareView("s", stored((32, 512, 1024), "F16"), 1, 2)
+    blocks = _Blocks(view, Rows("s", 3, view.n_rows))
+    made = 0
+    tracemalloc.start()
+    try:
+        for _, piece in view.format.layout(len(blocks)).pieces(blocks):
+            made += piece.size
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Two pieces of 4 MiB: what is read, and what is made of it.
+    assert made == view.nbytes - 3 * 2048 and peak < 10 << 20 < view.nbytes

@@ -11,6 +11,7 @@ from wgllm.quant import QuantFormat, all_formats, format_by_name
 _KEPT = (
     "norm.weight",
     "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "token_types.weight",
     "ssm_conv1d.weight",

@@ -83,20 +83,55 @@ class StackedView(DerivedView):
         if any(p.shape != first.shape or p.format is not first.format for p in parts):
             raise ValueError("the parts differ in shape or format")
         super().__init__(name, (len(parts), *first.shape), first.format, parts)
-        object.__setattr__(self, "_parts", tuple(parts))
+        object.__setattr__(self, "parts", tuple(parts))
 
-    _parts: tuple[TensorView, ...]
+    parts: tuple[TensorView, ...]
 
     @property
     def costly(self) -> bool:
-        return any(map(_costly, self._parts))
+        return any(map(_costly, self.parts))
 
     def blocks(self, start: int, stop: int) -> U8:
-        size = self.n_blocks // len(self._parts)
+        size = self.n_blocks // len(self.parts)
         found = [
-            self._parts[i].blocks(max(0, start - i * size), min(size, stop - i * size))
+            self.parts[i].blocks(max(0, start - i * size), min(size, stop - i * size))
             for i in range(start // max(1, size), -(-stop // max(1, size)))
         ]
+        return found[0] if len(found) == 1 else np.concatenate([_none(self.format), *found])
+
+    def kept(self) -> TensorView:
+        return StackedView(self.name, [part.kept() for part in self.parts])
+
+
+class ShareView(DerivedView):
+    """Of each matrix of a stack [n, of · rows, K] the rows of one share: [n, rows, K]."""
+
+    def __init__(self, name: str, source: TensorView, number: int, of: int) -> None:
+        """``number`` counts from 0."""
+        if len(source.shape) != 3 or source.shape[1] % of:
+            raise ValueError(f"should be a stack of matrices whose rows are {of} equal shares")
+        n, rows, width = source.shape
+        super().__init__(name, (n, rows // of, width), source.format, [source])
+        for field, value in (("_source", source), ("_number", number), ("_of", of)):
+            object.__setattr__(self, field, value)
+
+    _source: TensorView
+    _number: int
+    _of: int
+
+    @property
+    def costly(self) -> bool:
+        return _costly(self._source)
+
+    def blocks(self, start: int, stop: int) -> U8:
+        size = self.n_blocks // max(1, self.shape[0])
+        found = []
+        while start < stop:
+            matrix, at = divmod(start, size)
+            end = min(stop, (matrix + 1) * size)
+            first = (matrix * self._of + self._number) * size + at
+            found.append(self._source.blocks(first, first + end - start))
+            start = end
         return found[0] if len(found) == 1 else np.concatenate([_none(self.format), *found])
 
 
