@@ -14,6 +14,7 @@ from wgllm.models import (
     falcon,
     gemma,
     gemma3,
+    glm4,
     gpt2,
     gptneox,
     granite,
@@ -32,8 +33,8 @@ from wgllm.models.hf_family import HfFamily
 from wgllm.ops import ShapeError
 
 _MODULES = (
-    command_r, falcon, gemma, gemma3, gpt2, gptneox, granite, llama, moe, olmo2, phi3, qwen, smollm3, stablelm,
-    starcoder2,
+    command_r, falcon, gemma, gemma3, glm4, gpt2, gptneox, granite, llama, moe, olmo2, phi3, qwen, smollm3,
+    stablelm, starcoder2,
 )  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {
     architecture: family for family in _MODULES for architecture in family.ARCHITECTURES

@@ -36,6 +36,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the screens to tests/data/screens instead of comparing",
     )
+    parser.addoption(
+        "--write-families",
+        action="store_true",
+        help="run what compares logits with references and write README.md's tables; --models all: of real models, too",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-families"):
+        from tests.families import README, Writer
+
+        config.pluginmanager.register(Writer(README, real=config.getoption("--models") == "all"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,6 +76,15 @@ def reference() -> Callable[[str], Any]:
     return lambda name: json.loads(
         (DATA / "real" / f"{REFERENCE_FILES[name]}.json").read_text(encoding="utf-8")
     )
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Takes a model's path, the worst error of its logits and, if it was not NumPy's, the adapter's name: for
+    README.md's tables."""
+    from tests.families import PROPERTY, measurement
+
+    return lambda *found: record_property(PROPERTY, measurement(*found))
 
 
 def open_device(*, default_limits: bool) -> Device:

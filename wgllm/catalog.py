@@ -169,7 +169,7 @@ def _parse(text: str) -> Catalog:
     return Catalog(entries, default)
 
 
-def _entry(table: Mapping[str, Any], runs: Sequence[str] | None) -> Entry:
+def _entry(table: Mapping[str, Any], runs: Mapping[str, str] | None) -> Entry:
     name = _text(table, "name", _NAME, "model")
     architecture = _text(table, "architecture", _ANY, name) if "architecture" in table else ""
     common: dict[str, Any] = {

@@ -156,6 +156,14 @@ def models() -> list[Model]:
             kv | layer_eps | {"feed_forward_length": 128, "rope.freq_base": 1e5},
         ),
         Model(
+            "glm4", "glm4",
+            t.Glm4Config(
+                **gated(rms_norm_eps=1e-5, tie_word_embeddings=False), **rope(partial_rotary_factor=0.5),
+                head_dim=16, attention_bias=True,
+            ),
+            kv | llama_rms | {"rope.dimension_count": 8, "rope.freq_base": 10000.0},
+        ),
+        Model(
             "stablelm-12b", "stablelm",
             t.StableLmConfig(
                 **gated(layer_norm_eps=1e-5, tie_word_embeddings=False), **rope(partial_rotary_factor=0.25),

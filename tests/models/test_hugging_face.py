@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from wgllm.backends.base import Program
 from wgllm.backends.device import Device
 from wgllm.backends.webgpu import WebGpuExecutor
 from wgllm.formats.gguf import open_gguf
-from wgllm.models import build
+from wgllm.models import FAMILIES, HF_FAMILIES, build
 from wgllm.models.opening import open_model
 
 
@@ -56,9 +57,18 @@ def test_all_directories_are_here() -> None:
     assert len(WITH_OLDER) >= 5
 
 
+def test_every_family_reads_directories() -> None:
+    said = {
+        json.loads((m.path / "config.json").read_text(encoding="utf-8"))["model_type"] for m in DIRECTORIES
+    }
+    assert {HF_FAMILIES[model_type].architecture for model_type in said} == set(FAMILIES)
+
+
 @pytest.mark.parametrize("model", DIRECTORIES, ids=lambda m: m.id)
-def test_logits_equal_the_reference(model: Tiny) -> None:
-    assert worst_logit(load_program(model.path), model, 256) < model.tolerance
+def test_logits_equal_the_reference(model: Tiny, measured: Callable[..., None]) -> None:
+    worst = worst_logit(load_program(model.path), model, 256)
+    assert worst < model.tolerance
+    measured(model.path, worst)
 
 
 @pytest.mark.parametrize("model", WITH_OLDER, ids=lambda m: m.id)
@@ -67,10 +77,14 @@ def test_an_older_config_says_the_same(model: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", DIRECTORIES, ids=lambda m: m.id)
-def test_logits_of_webgpu_equal_the_reference(own_device: Device, model: Tiny) -> None:
+def test_logits_of_webgpu_equal_the_reference(
+    own_device: Device, model: Tiny, measured: Callable[..., None]
+) -> None:
     program = load_on(WebGpuExecutor(own_device), model.path)
     allowed = tolerances.WEBGPU_TINY_GELU if "gemma" in model.id else tolerances.WEBGPU_TINY
-    assert worst_logit(program, model, 64) < allowed
+    worst = worst_logit(program, model, 64)
+    assert worst < allowed
+    measured(model.path, worst, own_device.adapter.name)
     program.close()
 
 

@@ -38,7 +38,12 @@ def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("llm", MODELS, indirect=True)
-def test_logits_equal_the_reference_at_every_position(llm: Llm, reference: Callable[[str], Any]) -> None:
+def test_logits_equal_the_reference_at_every_position(
+    llm: Llm,
+    reference: Callable[[str], Any],
+    model_path: Callable[[str], Path],
+    measured: Callable[..., None],
+) -> None:
     for name, case in prompts(reference, llm).items():
         ids = case["ids"]
         logits = llm.logits(ids)
@@ -46,6 +51,7 @@ def test_logits_equal_the_reference_at_every_position(llm: Llm, reference: Calla
         worst = np.abs(listed - np.array(case["top_logits"], np.float32)).max()
         print(f"{name}: {len(ids)} positions, worst logit {worst:.1e} off")
         assert worst < NUMPY_REAL
+        measured(model_path(llm.name), worst)  # type: ignore[attr-defined]
         nll = -log_softmax(logits[:-1])[np.arange(len(ids) - 1), ids[1:]].mean()
         assert abs(nll - case["nll"]) < PERPLEXITY_NLL
 

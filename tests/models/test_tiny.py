@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,9 @@ def test_every_family_has_a_reference() -> None:
 
 @pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
 @pytest.mark.parametrize("fused", ["fused", "textbook"])
-def test_logits_equal_the_reference(model: Tiny, fused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_equal_the_reference(
+    model: Tiny, fused: str, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., None]
+) -> None:
     if fused == "textbook":
         monkeypatch.setenv("WGLLM_FUSE", "0")
     program = load_program(model.path)
@@ -40,6 +44,7 @@ def test_logits_equal_the_reference(model: Tiny, fused: str, monkeypatch: pytest
         first, expected = case["logits_start"], np.array(case["logits"], np.float32)
         worst = np.abs(logits[first : first + len(expected)] - expected).max()
         assert worst < model.tolerance, f"{model.id}: {worst}"
+        measured(model.path, worst)
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)

@@ -61,7 +61,7 @@ def as_card(device: Device) -> Device:
     return replace(device, adapter=replace(device.adapter, kind="discrete"))
 
 
-def agrees_with_the_reference(device: Device, model: Tiny) -> WebGpuProgram:
+def agrees_with_the_reference(device: Device, model: Tiny, measured: Callable[..., None]) -> WebGpuProgram:
     """All cases, on a program that is left open."""
     program = load_webgpu(device, model.path)
     for case in model.cases():
@@ -71,6 +71,7 @@ def agrees_with_the_reference(device: Device, model: Tiny) -> WebGpuProgram:
         worst = off(logits[first : first + len(expected)], expected)
         print(f"{len(case['ids'])} positions, worst logit {worst:.1e} off")
         assert worst < tolerance(model)
+        measured(model.path, worst, device.adapter.name)
     return program
 
 
@@ -82,13 +83,15 @@ def kernels_of(program: WebGpuProgram) -> set[str]:
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
-def test_logits_equal_the_reference(device: Device, model: Tiny) -> None:
-    agrees_with_the_reference(device, model).close()
+def test_logits_equal_the_reference(device: Device, model: Tiny, measured: Callable[..., None]) -> None:
+    agrees_with_the_reference(device, model, measured).close()
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda t: t.id)
-def test_logits_of_the_kernels_for_cards_equal_the_reference(default_device: Device, model: Tiny) -> None:
-    program = agrees_with_the_reference(as_card(default_device), model)
+def test_logits_of_the_kernels_for_cards_equal_the_reference(
+    default_device: Device, model: Tiny, measured: Callable[..., None]
+) -> None:
+    program = agrees_with_the_reference(as_card(default_device), model, measured)
     assert {"matvec_wide", "matmul", "attention_decode", "attention_prefill"} <= kernels_of(program)
     assert "matmul_software" not in kernels_of(program)
     program.close()
@@ -108,10 +111,10 @@ def test_logits_of_the_kernels_for_cards_equal_the_reference(default_device: Dev
     ],
 )
 def test_logits_of_the_textbook_equal_the_reference(
-    own_device: Device, monkeypatch: pytest.MonkeyPatch, name: str
+    own_device: Device, monkeypatch: pytest.MonkeyPatch, name: str, measured: Callable[..., None]
 ) -> None:
     monkeypatch.setenv("WGLLM_FUSE", "0")
-    program = agrees_with_the_reference(own_device, tiny(name))
+    program = agrees_with_the_reference(own_device, tiny(name), measured)
     assert {"kv_write", "attn_scores", "softmax"} <= kernels_of(program)
     assert kernels_of(program) & {"rms_norm", "layer_norm", "layer_norm_plain"}
     assert not kernels_of(program) & {"rope_write", "attention_decode", "attention_prefill"}
@@ -694,6 +697,7 @@ def test_logits_of_real_models_equal_the_reference(
     name: str,
     model_path: Callable[[str], Path],
     reference: Callable[[str], Any],
+    measured: Callable[..., None],
 ) -> None:
     own = device.limits["max-compute-invocations-per-workgroup"] > 256
     types = {"f32": tolerances.WEBGPU_F32_KV, "f16": tolerances.WEBGPU_F16_KV}
@@ -709,6 +713,8 @@ def test_logits_of_real_models_equal_the_reference(
             worst = worst_listed(run_chunks(program, ids, 32), case)
             print(f"{case_name}, KV {kv_type}: {len(ids)} positions, worst logit {worst:.1e} off")
             assert worst < types[kv_type]
+            if kv_type == "f32":
+                measured(model_path(name), worst, device.adapter.name)
         program.close()
 
 

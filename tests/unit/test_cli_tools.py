@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ import wgllm
 from tests.tiny import tiny
 from wgllm import hub, hub_hf_cache
 from wgllm.backends import device
+from wgllm.catalog import load_catalog
 from wgllm.cli import COMMANDS, devices, main
 from wgllm.cli.options import parse_overrides
 from wgllm.errors import UsageError
@@ -302,7 +304,10 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_search(run: Run, caches: Path) -> None:
+def test_search(run: Run, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = load_catalog()
+    entries = tuple(replace(e, runs=e.architecture != "qwen3moe") for e in catalog)
+    monkeypatch.setattr("wgllm.cli.models.load_catalog", lambda: replace(catalog, entries=entries))
     code, out, _ = run("search", "QWEN3", "30b")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["qwen3:30b-a3b"]

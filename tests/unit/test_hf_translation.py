@@ -197,6 +197,9 @@ def test_rope_that_is_not_understood_is_refused(
 
 def test_a_part_of_the_head_may_turn(checkpoint: Checkpoint) -> None:
     assert checkpoint.open(partial_rotary_factor=0.5).metadata["llama.rope.dimension_count"] == 2
+    # A family may have a share of its own, for files that say nothing.
+    glm = checkpoint.open({"lm_head.weight": (10, 8)}, model_type="glm4", head_dim=4)
+    assert glm.metadata["glm4.rope.dimension_count"] == 2 and glm.conventions.rope_interleaved
     parameters = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}
     assert checkpoint.open(rope_parameters=parameters).metadata["llama.rope.dimension_count"] == 2
 
