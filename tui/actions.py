@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import math
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from wgllm.errors import SessionFileError, UsageError, WgllmError
+from wgllm.errors import UsageError, WgllmError
 from wgllm.sessions_export import from_json, read_file, to_json, to_markdown, write_file
-from wgllm.sessions_types import Message
 from wgllm.tui import clipboard, commands
+from wgllm.tui.base import kept_sampling
 from wgllm.tui.dialogs import AskLine, AskText, Help
 from wgllm.tui.markdown import CodeFence, lines_of
 from wgllm.tui.message import MessageView
 from wgllm.tui.panels import Panels
 from wgllm.tui.text import clean, clean_line, split_reasoning
+from wgllm.user_paths import user_path
 
 _CODE = re.compile(
     r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:^ {0,3}(?P=fence)|\Z)", re.DOTALL | re.M
@@ -90,7 +94,7 @@ class Actions(Panels):
         if name == "max_tokens":
             self.settings["max_tokens"] = made
         else:
-            self.settings["sampling"] = {**self.settings.get("sampling", {}), name: made}
+            self.settings["sampling"] = {**self.settings.get("sampling", {}), **kept_sampling({name: made})}
         self.keep_settings()
         self.tell(f"{name} is {value.strip()} from the next reply on")
 
@@ -139,15 +143,9 @@ class Actions(Panels):
             raise UsageError("there is no reply yet")
         await self.inspect(reply)
 
-    async def _inspect_or_tell(self, message: Message) -> None:
-        try:
-            await self.inspect(message)
-        except WgllmError as error:
-            self.tell(error)
-
     async def on_message_view_asked(self, event: MessageView.Asked) -> None:
         if event.what == "inspect":
-            self.run_worker(self._inspect_or_tell(event.message))
+            self.run_worker(self.inspect(event.message))
         if event.what == "copy" and (view := self.conversation.view(event.message.id)) is not None:
             await clipboard.copy(self, view.copied_text(), "the message")
 
@@ -155,42 +153,47 @@ class Actions(Panels):
 
     def _named_file(self, argument: str, ending: str) -> Path:
         if argument:
-            return Path(argument.strip("\"'")).expanduser()
+            return user_path(argument.strip("\"'"))
         return _free(self.session.title if self.session is not None else "", ending)
 
-    def command_save(self, argument: str) -> None:
-        self.export_to(self._named_file(argument, ".json"), whole=True)
+    async def command_save(self, argument: str) -> None:
+        await self.export_to(self._named_file(argument, ".json"), whole=True)
 
-    def command_export(self, argument: str) -> None:
+    async def command_export(self, argument: str) -> None:
         path = self._named_file(argument, ".md")
-        self.export_to(path, whole=path.suffix.lower() == ".json")
+        await self.export_to(path, whole=path.suffix.lower() == ".json")
 
-    def export_to(self, path: Path, *, whole: bool, session_id: int | None = None) -> None:
+    async def export_to(self, path: Path, *, whole: bool, session_id: int | None = None) -> None:
         """Writes a conversation: with all branches as JSON, or the branch that is shown as Markdown."""
         if session_id is None:
             if self.session is None:
                 raise UsageError("this conversation is empty")
             session_id = self.session.id
+        await asyncio.to_thread(self._export, path, whole, session_id)
+        self.tell(f"Written to {path}")
+
+    def _export(self, path: Path, whole: bool, session_id: int) -> None:
         if whole:
             text = to_json(self.store.conversation(session_id))
         else:
             text = to_markdown(self.store.session(session_id), self.store.path(session_id))
         write_file(path, text)
-        self.tell(f"Written to {path}")
 
-    def export_session(self, session_id: int) -> None:
+    async def export_session(self, session_id: int) -> None:
         """Writes a conversation of the list as Markdown, into a file by its title."""
-        self.export_to(_free(self.store.session(session_id).title, ".md"), whole=False, session_id=session_id)
+        await self.export_to(
+            _free(self.store.session(session_id).title, ".md"), whole=False, session_id=session_id
+        )
 
     async def command_load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs the name of a file that /save has written")
-        path = Path(argument.strip("\"'")).expanduser()
-        try:
-            source = from_json(read_file(path), path)
-        except OSError as error:
-            raise SessionFileError(path, error.strerror or str(error)) from None
-        await self.open_session(self.store.add_conversation(source).id)
+        path = user_path(argument.strip("\"'"))
+
+        def load() -> int:
+            return self.store.add_conversation(from_json(read_file(path), path)).id
+
+        await self.open_session(await asyncio.to_thread(load))
 
     def command_rename(self, argument: str) -> None:
         if self.session is None:
@@ -277,8 +280,14 @@ def checked_setting(name: str, value: str) -> tuple[str, Any]:
     name = {"temp": "temperature", "n": "max_tokens", "predict": "max_tokens", "c": "ctx_size"}.get(
         name, name
     )
-    if name in ("samplers", "dry_sequence_breakers"):
-        made: Any = value if name == "samplers" else value.split()
+    if name not in ("max_tokens", "ctx_size", *(f.name for f in fields(SamplingParams))):
+        raise UsageError(f"there is no sampling option {clean_line(name, 40)!r}; /set shows them")
+    if name == "logit_bias":
+        made: Any = dict(map(_bias, value.replace(",", " ").split()))
+    elif name == "samplers":
+        made = value
+    elif name == "dry_sequence_breakers":
+        made = value.split()
     else:
         try:
             made = float(value) if any(c in value.lower() for c in ".en") else int(value)
@@ -290,3 +299,15 @@ def checked_setting(name: str, value: str) -> tuple[str, Any]:
     else:
         SamplingParams.from_metadata({}, **{name: made})
     return name, made
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """``TOKEN+BIAS`` or ``TOKEN-BIAS``, as llama.cpp writes it."""
+    match = re.fullmatch(r"(\d{1,10})([+-][^\s+-].*)", text, re.ASCII)
+    try:
+        bias = math.nan if match is None else float(match[2])
+    except ValueError:
+        bias = math.nan
+    if match is None or math.isnan(bias):
+        raise UsageError(f"logit_bias: {clean_line(text, 40)} is not of the form TOKEN+BIAS or TOKEN-BIAS")
+    return int(match[1]), bias

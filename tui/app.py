@@ -16,6 +16,7 @@ from textual.screen import Screen
 from textual.widgets import Footer
 
 from wgllm.errors import WgllmError
+from wgllm.sessions_types import SessionSummary
 from wgllm.tui import clipboard, commands
 from wgllm.tui.actions import Actions
 from wgllm.tui.banner import Banner
@@ -32,6 +33,8 @@ _SIDEBAR_WIDTH = 110
 _NARROW = 60
 """Columns below which it covers the conversation."""
 _QUIT_AGAIN = 3.0
+_PATIENCE = 2.0
+"""Seconds that a handler waits for another program to let the file of conversations go."""
 
 
 class ChatApp(Actions, inherit_bindings=False):
@@ -69,7 +72,7 @@ class ChatApp(Actions, inherit_bindings=False):
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="body"):
-            yield Sidebar(lambda: self.store.sessions(limit=MOST), self._search)
+            yield Sidebar(self._chats, self._search)
             with Vertical(id="main"):
                 yield Conversation()
                 yield Banner()
@@ -82,6 +85,8 @@ class ChatApp(Actions, inherit_bindings=False):
         if theme in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self.store.kept.put("theme", theme.name))
+        self.store.shelf.trouble = self._not_kept
+        self.store.patience = _PATIENCE
         self._own_loop = asyncio.get_running_loop()
         if self._leave_with is not None:
             self.exit(self._leave_with)
@@ -95,6 +100,10 @@ class ChatApp(Actions, inherit_bindings=False):
         own = self.session.model if self.session is not None else ""
         # After the first picture, so that one can type at once.
         self.call_after_refresh(self.begin_loading, self.start.model or own or self.start.default_model)
+
+    def _not_kept(self, error: WgllmError) -> None:
+        if not self.gone:
+            self.tell(f"{error}; what was typed last is not kept yet", error=True)
 
     def get_css_variables(self) -> dict[str, str]:
         self.theme_variables = readable_variables(super().get_css_variables())
@@ -236,6 +245,13 @@ class ChatApp(Actions, inherit_bindings=False):
 
     # Sidebar
 
+    def _chats(self) -> list[SessionSummary]:
+        try:
+            return self.store.sessions(limit=MOST)
+        except WgllmError as error:
+            self.tell(error, error=True)
+            return []
+
     def _search(self, words: str) -> list[Any]:
         try:
             return self.store.search(words)
@@ -279,7 +295,7 @@ class ChatApp(Actions, inherit_bindings=False):
             elif event.what == "undo":
                 await self.command_undo("")
             elif event.what == "export":
-                self.export_session(event.session_id)
+                await self.export_session(event.session_id)
             elif self.screen.has_class("-narrow"):
                 self.hide_sidebar()
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,8 @@ class ChatBase(App[int]):
         """The message that what is in the prompt will stand beside."""
         self.opened = False
         """Whether a conversation has been opened: before, the prompt holds nothing to be kept."""
+        self._showing = asyncio.Lock()
+        """One at a time opens or shows a conversation: background tasks and handlers both do."""
         self._kept: dict[str, Any] = {}
         """What was written last of what ``_keep`` keeps."""
 
@@ -152,6 +155,10 @@ class ChatBase(App[int]):
 
     async def show_path(self, *, to_end: bool = False) -> None:
         """Reads the branch anew and shows it."""
+        async with self._showing:
+            await self._show_path(to_end)
+
+    async def _show_path(self, to_end: bool) -> None:
         self.path = self.store.path(self.session.id) if self.session is not None else []
         empty: Widget | None = None if self.path else Welcome(self.store.sessions(limit=5))
         await self.conversation.show(
@@ -164,6 +171,10 @@ class ChatBase(App[int]):
 
     async def open_session(self, session_id: int | None, message_id: int | None = None) -> None:
         """Opens a conversation, or with None begins a new one."""
+        async with self._showing:
+            await self._open_session(session_id, message_id)
+
+    async def _open_session(self, session_id: int | None, message_id: int | None = None) -> None:
         if self.opened:
             self.keep_place()
             self.stop_editing()
@@ -176,7 +187,7 @@ class ChatBase(App[int]):
             except WgllmError as error:
                 self.tell(error, error=True)
                 if not self.opened:
-                    await self.open_session(None)
+                    await self._open_session(None)
                 return
         self.opened = False  # until what was kept is there again
         self.session = session
@@ -185,7 +196,7 @@ class ChatBase(App[int]):
         self.system_prompt = first_prompt if session is None else session.system_prompt
         self.prompt_bar.prompt.take(self.draft)
         place = self._places().get(str(session_id)) if message_id is None else None
-        await self.show_path(to_end=place is None)
+        await self._show_path(to_end=place is None)
         self._keep("session", session_id)
         self.refresh_sidebar()
         self.measure()

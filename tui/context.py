@@ -29,6 +29,8 @@ class Context(Fetching):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._measuring: asyncio.Task[None] | None = None
+        self._ask_anew: str | None = None
+        """The question that a new conversation begins with, once the reply to it has ended here."""
 
     async def ask_screen(self, screen: Screen[T]) -> T | None:
         """Shows a screen and waits for what it was left with, in any task."""
@@ -98,8 +100,9 @@ class Context(Fetching):
         answers = list(dict(answers).items())
         if begin is not None:
             answers.append(("all", "Send all messages again"))
-        larger = min(facts.n_ctx_train, 2 * facts.ctx_size)
-        if larger > facts.ctx_size:
+        wanted = max(2 * facts.ctx_size, needed or 0)
+        larger = min(facts.n_ctx_train, 1 << (wanted - 1).bit_length())
+        if larger > facts.ctx_size and larger >= (needed or 0):
             answers.append((f"grow {larger}", f"Load the model with a context of {larger:,} tokens"))
         answers.append(("new", "Begin a new conversation; this one is kept"))
         answers.append(("no", "Leave it as it is"))
@@ -108,7 +111,7 @@ class Context(Fetching):
         else:
             text = f"This needs {used:,} tokens with room for a reply; the context has {facts.ctx_size:,}."
         answer = await self.ask_screen(Choice("The context", text, answers))
-        return await self._take_context(answer or "no")
+        return await self._take_context(answer or "no", waits=needed is not None)
 
     async def _first_kept(self, path: list[Message], questions: list[Message], most: int) -> Message | None:
         """The first question from which on the branch takes at most so many tokens."""
@@ -123,7 +126,8 @@ class Context(Fetching):
                 low = middle + 1
         return questions[low] if low < len(questions) else None
 
-    async def _take_context(self, answer: str) -> bool:
+    async def _take_context(self, answer: str, *, waits: bool) -> bool:
+        """``waits``: a question does, so that what is chosen is chosen for it."""
         what, _, value = answer.partition(" ")
         if what in ("from", "all"):
             self.settings.pop("sent_from", None)
@@ -134,6 +138,9 @@ class Context(Fetching):
             self.measure()
         elif what == "grow":
             self.start_loading(ctx_size=int(value))
+        elif what == "new" and waits:
+            question = next((m for m in reversed(self.path) if m.role == "user"), None)
+            self._ask_anew = "" if question is None else question.content
         elif what == "new":
             await self.open_session(None)
         return what in ("from", "all", "grow")

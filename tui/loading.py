@@ -11,7 +11,7 @@ from textual import on
 
 from wgllm.errors import ModelNotFoundError, WgllmError, WorkerError
 from wgllm.tui.banner import Banner
-from wgllm.tui.base import ChatBase
+from wgllm.tui.guarded import Guarded
 from wgllm.tui.text import clean_line, short_name
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _OTHER = ("model", "Another model")
 _AFTER_ERROR = (("reload", "Try again (F5)"), ("numpy", "Use NumPy (F6)"), _OTHER)
 
 
-class Loading(ChatBase):
+class Loading(Guarded):
     """Loads a model while one types already."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -130,13 +130,21 @@ class Loading(ChatBase):
                 fetch = isinstance(error, ModelNotFoundError) and not self.start.offline
                 await self._failed(error, (("fetch", "Fetch it"), _OTHER) if fetch else _AFTER_ERROR)
             return
+        except Exception as error:  # else "loading …" would stand there for ever
+            self.tell_failure(error)
+            if self._loading is this and not self.gone:
+                await self._failed(WorkerError(f"{type(error).__name__}: {error}"), _AFTER_ERROR)
+            return
         if self._loading is not this or self.gone:
             return
         self._good = name, dict(self.load_changes)
         self._warned_full = False
         self.status.show(model=short_name(name), where=facts.where, doing="", size=facts.ctx_size)
         if self.session is not None and self.session.model != name:
-            self.session = self.store.update_session(self.session.id, model=name)
+            try:
+                self.session = self.store.update_session(self.session.id, model=name)
+            except WgllmError as error:
+                self.tell(error, error=True)
         self.measure()
 
     async def _failed(self, error: WgllmError, choices: Sequence[tuple[str, str]] = (_OTHER,)) -> None:
@@ -158,7 +166,8 @@ class Loading(ChatBase):
             )
         if self._load_error is not None:
             raise self._load_error
-        assert self.client is not None
+        if self.client is None or self.client.facts is None:  # it died, and the news of it are on their way
+            raise WorkerError("the model is not loaded any more; F5 loads it again")
         return self.client
 
     @property

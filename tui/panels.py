@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgllm.errors import UsageError
-from wgllm.sessions_types import Message
+from wgllm.errors import UsageError, WorkerError
+from wgllm.sessions_types import Message, MessageState
+from wgllm.tui import attachments
 from wgllm.tui.base import kept_sampling, sampling_options
-from wgllm.tui.replies import Replies
-from wgllm.tui.text import clean
+from wgllm.tui.replies import Replies, Reply
+from wgllm.tui.text import clean, clean_line, split_attached
 from wgllm.tui.tokens import Branch, Token, tokens_of
 
 if TYPE_CHECKING:
     from wgllm.engine import Event
     from wgllm.sampling import SamplingParams
-    from wgllm.tui.model import PromptProgress, ReplyEvents, ReplyFailed
+    from wgllm.tui.model import ModelClient, PromptProgress, ReplyEvents, ReplyFailed
     from wgllm.tui.settings import SettingsPanel
     from wgllm.tui.settings_values import Settings
 
@@ -32,11 +33,19 @@ _CANDIDATES = 10
 class _Looking:
     """A reply that the model reads once more."""
 
-    request: int
+    message: Message
+    before: list[Message]
+    """What was said before it."""
+    request: int | None = None
+    given_up: bool = False
     events: list[Event] = field(default_factory=list)
     done: asyncio.Future[list[Event]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+
+class _GivenUp(Exception):
+    """Another reply has begun, or another conversation is open: nobody looks any more."""
 
 
 class Panels(Replies):
@@ -72,7 +81,6 @@ class Panels(Replies):
         from wgllm.tui.settings_values import Settings
 
         client = await self.model_ready()
-        assert client.facts is not None
         defaults = await client.sampling_params({})
         now = await client.sampling_params(self.sampling)
         shown = Settings(
@@ -103,43 +111,116 @@ class Panels(Replies):
     # The token inspector
 
     async def inspect(self, message: Message) -> None:
-        """Shows what else a reply might have said. The model reads it for that once more, which Esc ends."""
+        """Shows what else a reply might have said. The model reads it for that once more, which Esc ends.
+
+        A new reply or another conversation ends it without a word.
+        """
         if self.reply is not None:
             raise UsageError("a reply is being generated; Esc stops it")
         if self._looking is not None:
             raise UsageError("the model reads a reply already; Esc ends that")
-        what = message.id, self.model_name
-        if self._seen[0] != what:
-            self._seen = what, await self._look(message)
-        events = self._seen[1]
+        if all(m.id != message.id for m in self.path):
+            raise UsageError("that reply is not shown any more")
+        before = self.path[: [m.id for m in self.path].index(message.id)]
+        looking = self._looking = _Looking(message, before)
+        try:
+            tokens = await self._look(looking)
+        except _GivenUp:
+            return
+        finally:
+            if self._looking is looking:
+                self._looking = None
+                if not self.gone and not self.loading and looking.request is not None:
+                    self.status.show(doing="")
+        self.run_worker(self._inspect(message, tokens))
+
+    async def _look(self, looking: _Looking) -> list[Token]:
+        message, model = looking.message, self.model_name
         client = await self.model_ready()
+        self._check_looking(looking)
+        if self._seen[0] != (message.id, model):
+            self._seen = (message.id, model), await self._read_again(client, looking)
+        events = self._seen[1]
         ids = {e.token_id for e in events if e.token_id is not None}
         ids |= {token for e in events for token, _ in e.top_logprobs}
         texts = dict(zip(ids, await client.token_texts(list(ids)), strict=True))
-        tokens = tokens_of(events, lambda token: clean(texts[token]))
-        self.run_worker(self._inspect(message, tokens))
+        self._check_looking(looking)
+        return tokens_of(events, lambda token: clean(texts[token]))
 
-    async def _look(self, message: Message) -> list[Event]:
+    async def _read_again(self, client: ModelClient, looking: _Looking) -> list[Event]:
         """The events of a reply's tokens, as if they were drawn now."""
         from wgllm.engine import Request
 
-        client = await self.model_ready()
-        assert client.facts is not None
-        before = self.path[: [m.id for m in self.path].index(message.id)]
-        prompt = await client.chat_tokens(self.sent_messages(before))
+        message = looking.message
+        prompt = await client.chat_tokens(self.sent_messages(looking.before))
+        self._check_looking(looking)
         given = _known_tokens(message, self.model_name) or await client.reply_tokens(message.content)
         if not given:
             raise UsageError("this reply has no text")
+        if client.facts is None:
+            raise WorkerError("the model is not loaded any more; F5 loads it again")
         if len(prompt) + len(given) > client.facts.ctx_size + 1:
             raise UsageError("with what was said before, this reply is longer than the context; /context")
         params = await client.sampling_params(self._sampling_of(message))
-        request = Request(prompt, given=given, sampling=params, logprobs=_CANDIDATES)
-        looking = self._looking = _Looking(client.generate(request))
+        self._check_looking(looking)
+        looking.request = client.generate(Request(prompt, given=given, sampling=params, logprobs=_CANDIDATES))
+        events = await looking.done
+        self._check_looking(looking)
+        return events
+
+    def _check_looking(self, looking: _Looking) -> None:
+        """After each wait, since anything may have happened meanwhile."""
+        if looking.done.done():  # Esc
+            looking.done.result()
+        if looking.given_up or self.reply is not None or self.gone:
+            raise _GivenUp
+
+    def _give_up_looking(self) -> None:
+        looking = self._looking
+        if looking is None:
+            return
+        self._looking, looking.given_up = None, True
+        if looking.request is not None and self.client is not None:
+            self.client.cancel(looking.request)
+            if not self.gone and not self.loading:
+                self.status.show(doing="")
+        if not looking.done.done():
+            looking.done.set_result([])
+
+    async def open_session(self, session_id: int | None, message_id: int | None = None) -> None:
+        if self.reply is None or self.reply.request is not None:
+            self._give_up_looking()
+        await super().open_session(session_id, message_id)
+
+    def start_reply(self, beside: int | None = None, prefix: tuple[list[int], str] = ([], "")) -> None:
+        self._give_up_looking()
+        super().start_reply(beside, prefix)
+
+    async def _make(self, reply: Reply) -> None:
         try:
-            return await looking.done
-        finally:
-            self._looking = None
-            self.status.show(doing="")
+            await super()._make(reply)
+        except Exception as error:  # a reply that nobody makes would wait for ever
+            self._end(reply, MessageState.ERROR, None, {"error": clean_line(str(error), 500)})
+            raise
+
+    def _end(
+        self, reply: Reply, state: MessageState, reason: str | None, stats: dict[str, Any] | None = None
+    ) -> None:
+        super()._end(reply, state, reason, stats)
+        if self._ask_anew is not None and self.reply is None:
+            content, self._ask_anew = self._ask_anew, None
+            if not self.gone:
+                self.run_worker(self._open_anew(content))
+
+    async def _open_anew(self, content: str) -> None:
+        """A new conversation; its prompt holds a question that an earlier one had no room for."""
+        await self.open_session(None)
+        files, typed = split_attached(content)
+        named = {file.name for path in attachments.mentions(typed) if (file := attachments.file_of(path))}
+        # A file that no @path of the text names goes along as it is.
+        self.prompt_bar.prompt.take(typed if all(f.name in named for f in files) else content)
+        self.prompt_bar.prompt.focus()
+        self.keep_place()
 
     def _sampling_of(self, message: Message) -> dict[str, Any]:
         stats = message.stats or {}
@@ -174,7 +255,12 @@ class Panels(Replies):
             return True
         if self._looking is None or self.client is None:
             return False
-        self.client.cancel(self._looking.request)
+        looking = self._looking
+        if looking.request is not None:
+            self.client.cancel(looking.request)
+        else:
+            self._give_up_looking()
+            self.tell("looking into the reply was stopped")
         return True
 
     async def _inspect(self, message: Message, tokens: list[Token]) -> None:
@@ -191,6 +277,8 @@ class Panels(Replies):
             raise UsageError("a reply is being generated; Esc stops it")
         client = await self.model_ready()
         text = await client.reply_text(ids)
+        if self.reply is not None or all(m.id != message.id for m in self.path):
+            raise UsageError("another reply or conversation has begun meanwhile; nothing was branched")
         self.start_reply(beside=message.id, prefix=(ids, text))
 
 

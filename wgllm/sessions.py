@@ -24,7 +24,7 @@ from wgllm.sessions_db import FILE_NAME, Database, data_folder, open_database, o
 from wgllm.sessions_owner import Owner
 from wgllm.sessions_replies import PARTIAL_SECONDS, Replies
 from wgllm.sessions_search import SearchIndex
-from wgllm.sessions_shelf import Inputs, Kept, Presets
+from wgllm.sessions_shelf import COMFORT_SECONDS, Inputs, Kept, Presets, Shelf
 from wgllm.sessions_text import TITLE_LENGTH, json_text, one_line, storable
 from wgllm.sessions_types import (
     ROLES,
@@ -54,8 +54,9 @@ class SessionStore:
         self._replies = Replies(database, monotonic)
         self._index = SearchIndex(database)
         self.presets = Presets(database)
-        self.inputs = Inputs(database)
-        self.kept = Kept(database)
+        self.shelf = Shelf(database, monotonic)
+        self.inputs = Inputs(database, self.shelf)
+        self.kept = Kept(database, self.shelf)
         self.notices: tuple[str, ...] = database.notices + (() if self.full_text else (_NO_FTS5,))
         """Lines that the user should see: of a damaged file that was set aside, or search that is slow."""
 
@@ -100,12 +101,23 @@ class SessionStore:
         return self._database.path
 
     @property
+    def patience(self) -> float:
+        """Seconds that reading and writing wait for another process that holds the file."""
+        return self._database.patience
+
+    @patience.setter
+    def patience(self, seconds: float) -> None:
+        self._database.patience = seconds
+
+    @property
     def full_text(self) -> bool:
         """Whether this SQLite has FTS5."""
         return self._index.available
 
     def close(self) -> None:
         """Saves what replies have come to, which end as ``INTERRUPTED`` unless they were finished."""
+        if not self._database.closed:
+            self.shelf.flush()
         with self._database.lock:
             try:
                 if self._replies and not self._database.closed:
@@ -211,7 +223,8 @@ class SessionStore:
     def append(self, session_id: int, role: str, content: str, *, after: int | None = None) -> Message:
         """Adds a complete message below the message ``after``, None: the session's leaf.
 
-        Another process may have moved the leaf, so say ``after`` what the user answers. Raises UsageError for a
+        Another process may have moved the leaf, so say ``after`` what the user answers. A session that was deleted
+        comes back by it. Raises UsageError for a
         role that is not in ROLES.
         """
         return self._add(session_id, role, content, MessageState.COMPLETE, after=after)
@@ -264,6 +277,8 @@ class SessionStore:
                 owner=self._owner.token if partial else None,
             )  # fmt: skip
             tree.add(connection, message_id, session_id, parent, now)
+            # Another process may have deleted what is open here: what is said in it must not be purged.
+            connection.execute("UPDATE sessions SET deleted_at = NULL WHERE id = ?", (session_id,))
             if role == "user" and not tree.session(connection, session_id).title:
                 tree.title_session(connection, session_id)
             added = tree.message(connection, message_id)
@@ -283,7 +298,7 @@ class SessionStore:
 
         After a SessionStoreError one may go on: the text is kept, and written with a later one.
         """
-        self._replies.flush(PARTIAL_SECONDS)
+        self._replies.flush(PARTIAL_SECONDS, COMFORT_SECONDS)
 
     def flush(self) -> None:
         """Writes all texts that have not been written."""

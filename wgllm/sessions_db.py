@@ -23,6 +23,7 @@ FILE_NAME = "chats.db"
 LATEST = len(MIGRATIONS)
 BUSY_SECONDS = 10.0
 """How long one process waits for another one's transaction."""
+_HELD = "another program has held the file for too long; try again"
 
 
 def data_folder() -> Path:
@@ -42,12 +43,23 @@ class Database:
         self.notices = notices
         self._connection: sqlite3.Connection | None = connection
         self.lock = threading.RLock()
+        self.patience = BUSY_SECONDS
+        """Seconds that a transaction waits for another process's."""
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, taken back as a whole when the block raises. Raises SessionStoreError."""
-        with self._transaction("BEGIN IMMEDIATE") as connection:
-            yield connection
+    def writing(self, patience: float | None = None) -> Iterator[sqlite3.Connection]:
+        """A transaction, taken back as a whole when the block raises. Raises SessionStoreError.
+
+        ``patience``: how long it waits for other processes and threads, in seconds; None: as ``self.patience`` says
+        for processes, and for ever for threads.
+        """
+        if not self.lock.acquire(timeout=-1 if patience is None else patience):
+            raise SessionStoreError(self.path, _HELD)
+        try:
+            with self._transaction("BEGIN IMMEDIATE", patience) as connection:
+                yield connection
+        finally:
+            self.lock.release()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -56,11 +68,13 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, begin: str, patience: float | None = None) -> Iterator[sqlite3.Connection]:
         with self.lock, store_errors(self.path):
             connection = self._connection
             if connection is None:
                 raise SessionStoreError(self.path, "are closed")
+            milliseconds = round(1000 * (self.patience if patience is None else patience))
+            connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
             connection.execute(begin)
             try:
                 yield connection
@@ -99,7 +113,7 @@ def store_errors(path: Path) -> Iterator[None]:
         elif "full" in text:
             problem = "no space is left on the disk; what could not be saved is not in the file"
         elif "locked" in text or "busy" in text:
-            problem = f"another program has held the file for more than {BUSY_SECONDS:.0f} s"
+            problem = _HELD
         elif "readonly" in text:
             problem = "the file cannot be written"
         elif "unable to open" in text:

@@ -54,8 +54,11 @@ class Replies:
         reply = self._replies.get(message.id)
         return message if reply is None else message._replace(content=storable(reply.text))
 
-    def flush(self, age: float) -> None:
-        """Writes the texts that are new, of replies last written at least ``age`` seconds ago."""
+    def flush(self, age: float, patience: float | None = None) -> None:
+        """Writes the texts that are new, of replies last written at least ``age`` seconds ago.
+
+        ``patience`` is as in ``Database.writing``.
+        """
         with self._database.lock:
             now = self._monotonic()
             due = {
@@ -67,7 +70,7 @@ class Replies:
                 return
             for reply in due.values():
                 reply.tried = now  # so that a full disk is not tried again with the next token
-            with self._database.writing() as connection:
+            with self._database.writing(patience) as connection:
                 connection.executemany(
                     "UPDATE messages SET content = ? WHERE id = ?",
                     [(storable(reply.text), message_id) for message_id, reply in due.items()],

@@ -120,8 +120,12 @@ async def running(
     prepare: Callable[[ThreadWorker], None] = lambda worker: None,
     worker_class: type[ThreadWorker] = ThreadWorker,
     make: Callable[[Any], Any] | None = None,
+    failures: bool = False,
 ) -> AsyncIterator[Running]:
-    """The application over a store in ``folder`` and an engine that gives these replies, or the worker of ``make``."""
+    """The application over a store in ``folder`` and an engine that gives these replies, or the worker of ``make``.
+
+    What a background task raised unforeseen is raised in the end, unless ``failures`` says that it is looked at.
+    """
 
     def make_worker(listener: Any) -> ThreadWorker:
         worker = worker_class(
@@ -137,6 +141,9 @@ async def running(
         async with app.run_test(size=size) as pilot:
             yield Running(app, pilot, store)
             app.exit(0)
+    if not failures:
+        for failure in app.failures:
+            raise failure
 
 
 def text_of(widget: Static) -> str:

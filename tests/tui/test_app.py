@@ -153,7 +153,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert cli.main(["chat"]) == 2
     assert "--plain talks line by line" in capsys.readouterr().err
     assert cli.main(["chat", "--plain", "-r"]) == 2
-    assert "leave --resume and --db out" in capsys.readouterr().err
+    assert "leave --resume, --new and --db out" in capsys.readouterr().err
 
     seen: dict[str, Any] = {}
 
@@ -192,6 +192,22 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     app = ChatApp(None, start)  # type: ignore[arg-type]
     json.dumps(app.settings, allow_nan=False)
     assert app.sampling["logit_bias"] == {5: float("-inf")}
+    assert cli.main([*typed[:3], "-r", "-n", "9"]) == 0 and seen["start"].resume == one.id + 1
+    assert cli.main(typed[:3]) == 0 and seen["start"].resume is None, "it was left on a new one"
+    with SessionStore.open(database) as store:
+        store.kept.put("session", one.id)
+    assert cli.main(typed[:3]) == 0 and seen["start"].resume == one.id
+    for more in (["--new"], ["-sys", "Short."], ["--temp", "1"], ["-n", "9"], ["-m", __file__]):
+        assert cli.main([*typed[:3], *more]) == 0 and seen["start"].resume is None, more
+    with SessionStore.open(database) as store:
+        store.delete(one.id)
+    assert cli.main(typed[:3]) == 0 and seen["start"].resume is None, "it was deleted"
+    assert cli.main([*typed[:3], "--new", "-r"]) == 2
+    assert "either --resume or --new" in capsys.readouterr().err
+    assert cli.main(["chat", "--db", "~no-such-user/x"]) == 2
+    assert "no such user" in capsys.readouterr().err
+    with SessionStore.open(database) as store:
+        store.undelete(one.id)
     assert cli.main([*typed[:3], "-r", "e"]) == 2
     assert "give its number" in capsys.readouterr().err
     assert cli.main([*typed[:3], "-m", "no-such-model"]) == 3

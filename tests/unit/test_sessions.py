@@ -143,6 +143,22 @@ def test_delete_and_undo_and_purge(store: SessionStore, clock: Clock) -> None:
             assert last.purge() == 0
 
 
+def test_what_is_said_brings_a_deleted_session_back(store: SessionStore, clock: Clock) -> None:
+    session = store.new_session().id
+    said = store.append(session, "user", "Hi")
+    store.delete(session)
+    store.update_session(session, draft="typed")
+    assert not store.sessions(), "only what is said counts"
+    reply = store.begin_reply(session)
+    assert [s.id for s in store.sessions()] == [session]
+    store.delete(session)
+    store.finish_reply(reply.id, "Hello")
+    assert not store.sessions(), "a reply that ends is no wish to have it back"
+    store.edit(said.id, "Hey")
+    clock.now += 100 * 86400.0
+    assert store.purge(7) == 0 and contents(store, session) == ["Hey"]
+
+
 def test_purging_leaves_nothing_of_a_long_chain(store: SessionStore) -> None:
     made = store.new_session()
     last = store.append(made.id, "user", "secret")

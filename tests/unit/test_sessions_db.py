@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -352,6 +353,33 @@ def test_a_full_disk_loses_nothing(path: Path) -> None:
         assert store.finish_reply(reply.id).content == text
         store.append(session, "user", "goes on")
         assert store.search("goes")
+
+
+def test_comforts_wait_for_the_file_and_not_the_user(path: Path) -> None:
+    filled(path)
+    told: list[str] = []
+    now = [0.0]
+    with SessionStore.open(path, monotonic=lambda: now[0]) as store, raw(path) as other:
+        store.shelf.trouble = lambda error: told.append(str(error))
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        for i in range(100):
+            store.kept.put("place", i)
+            store.inputs.add(f"line {i % 3}")
+        assert time.monotonic() - begun < 5, "it is not tried again each time"
+        assert len(told) == 1 and "another program" in told[0]
+        assert store.kept.get("place") == 99, "though it is not in the file"
+        other.execute("ROLLBACK")
+        now[0] += 10
+        store.kept.put("other", 1)
+        assert other.execute("SELECT count(*) FROM kept WHERE key IN ('place', 'other')").fetchone() == (2,)
+        assert store.inputs.recent(3) == ["line 0", "line 2", "line 1"]
+        other.execute("BEGIN IMMEDIATE")
+        store.kept.put("place", 100)
+        assert len(told) == 2, "it had worked again"
+        other.execute("ROLLBACK")
+    with SessionStore.open(path) as store:
+        assert store.kept.get("place") == 100, "closing writes what waits"
 
 
 def test_a_file_that_another_program_holds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from wgllm import debug
 from wgllm.cli.console import CONTEXT, use_utf8
 from wgllm.cli.options import DEFAULT_MODEL, chat_options, load_arguments, model_options
 from wgllm.cli.prompts import Escapes, system_prompt
 from wgllm.cli.sampling_options import sampling_options
 from wgllm.errors import UsageError, printable
+from wgllm.user_paths import user_path
 
 if TYPE_CHECKING:
     from wgllm.sampling import SamplingOptions
@@ -40,6 +42,7 @@ class _Remembering(click.Command):
     metavar="[SESSION]",
     help="Go on with the last conversation, or the one of that number or title.",
 )
+@click.option("--new", is_flag=True, help="Begin a new conversation, instead of going on where it was left.")
 @click.option("--plain", is_flag=True, help="Line by line, as `wgllm generate -i`: nothing is kept.")
 @click.option(
     "--db",
@@ -71,6 +74,7 @@ class _Remembering(click.Command):
 @model_options
 def chat_command(
     resume: str | None,
+    new: bool,
     plain: bool,
     db: str | None,
     system: str | None,
@@ -80,6 +84,9 @@ def chat_command(
     **arguments: Any,
 ) -> int:
     """Talk with a model in the terminal. Conversations are kept, can be searched, and go on where they stopped.
+
+    It comes back as it was left, also to the conversation that was open; with --new, or where a model, a system prompt
+    or sampling options are named, a new one begins.
 
     Without -m a small model is taken, which is offered for download when it is not here. F1 tells the keys.
 
@@ -96,13 +103,15 @@ def chat_command(
     """  # fmt: skip
     use_utf8()
     if plain:
-        if resume is not None or db is not None:
-            raise UsageError("--plain keeps no conversations: leave --resume and --db out")
+        if resume is not None or new or db is not None:
+            raise UsageError("--plain keeps no conversations: leave --resume, --new and --db out")
         return _plain(click.get_current_context().obj)
+    if new and resume is not None:
+        raise UsageError("give either --resume or --new")
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if not terminal or os.environ.get("TERM") in ("dumb", "unknown"):
         raise UsageError("chat needs a terminal; --plain talks line by line, `wgllm generate` takes a pipe")
-    return _application(resume, db, system, system_file, max_tokens, sampling, arguments)
+    return _application(resume, new, db, system, system_file, max_tokens, sampling, arguments)
 
 
 def _plain(typed: list[str]) -> int:
@@ -114,6 +123,7 @@ def _plain(typed: list[str]) -> int:
 
 def _application(
     resume: str | None,
+    new: bool,
     db: str | None,
     system: str | None,
     system_file: str | None,
@@ -130,12 +140,15 @@ def _application(
         from wgllm.hub import identify
 
         identify(name)  # a typo is told before the screen changes
+    # Who names a model, a system prompt or how tokens are drawn asks for something else than what was left.
+    asks = named or system is not None or system_file is not None or sampling or max_tokens >= 0
+    goes_on = resume is None and not new and not asks
     prompt = system_prompt(system, system_file, Escapes(None))
     from wgllm.tui.app import ChatApp
     from wgllm.tui.base import Start
     from wgllm.tui.leaving import Leaving
 
-    with SessionStore.open(None if db is None else Path(db).expanduser()) as store:
+    with SessionStore.open(None if db is None else user_path(db)) as store:
         start = Start(
             model=name if named else None,
             default_model=DEFAULT_MODEL,
@@ -143,13 +156,22 @@ def _application(
             system_prompt=prompt,
             sampling=dict(sampling),
             max_tokens=None if max_tokens < 0 else max_tokens,
-            resume=None if resume is None else _session(store, resume),
+            resume=_left(store) if goes_on else None if resume is None else _session(store, resume),
             offline=arguments["offline"],
         )
         app = ChatApp(store, start)
         with Leaving(app, store.close):
             code = app.run()
+    if debug.level():
+        for failure in app.failures:
+            traceback.print_exception(failure)
     return app.return_code or code or 0
+
+
+def _left(store: SessionStore) -> int | None:
+    """The conversation that was open at the end; None when that was a new one, or it was deleted."""
+    last = store.kept.get("session")
+    return last if any(s.id == last for s in store.sessions()) else None
 
 
 def _session(store: SessionStore, which: str) -> int | None:
