@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from textual.app import App
+from textual.await_complete import AwaitComplete
+from textual.notifications import Notify
 from textual.widget import Widget
 
 from wgllm.errors import WgllmError
@@ -42,7 +44,7 @@ class Start:
 
 
 _PLACES = 50
-"""Of how many conversations is kept where they were scrolled to."""
+"""Of how many conversations is kept where they were scrolled to, and what was being changed."""
 
 
 def kept_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,15 +145,23 @@ class ChatBase(App[int]):
 
     def sent_messages(
         self, path: list[Message] | None = None, sent_from: int | None = None
-    ) -> list[dict[str, str]]:
-        """What the model is told: the system prompt and the branch."""
+    ) -> list[dict[str, Any]]:
+        """What the model is told: the system prompt and the branch, replies with the tokens that they were made of."""
         path = self.path if path is None else path
-        sent_from = sent_from or self.sent_from
+        sent_from = sent_from or (self.sent_from if path is self.path else self.settings.get("sent_from"))
         begin = next((i for i, m in enumerate(path) if m.id == sent_from), 0)
-        told = [{"role": "system", "content": self.system_prompt}] if self.system_prompt.strip() else []
+        told: list[dict[str, Any]] = (
+            [{"role": "system", "content": self.system_prompt}] if self.system_prompt.strip() else []
+        )
         return told + [
-            {"role": m.role, "content": m.content} for m in path[begin:] if m.content or m.role != "assistant"
+            {"role": m.role, "content": m.content, **self._made_of(m)}
+            for m in path[begin:]
+            if m.content or m.role != "assistant"
         ]
+
+    def _made_of(self, message: Message) -> dict[str, Any]:
+        """``token_ids`` of a reply, where they are known and mean the same to the model."""
+        return {}
 
     async def show_path(self, *, to_end: bool = False) -> None:
         """Reads the branch anew and shows it."""
@@ -177,7 +187,6 @@ class ChatBase(App[int]):
     async def _open_session(self, session_id: int | None, message_id: int | None = None) -> None:
         if self.opened:
             self.keep_place()
-            self.stop_editing()
         session = None
         if session_id is not None:
             try:
@@ -190,22 +199,24 @@ class ChatBase(App[int]):
                     await self._open_session(None)
                 return
         self.opened = False  # until what was kept is there again
+        self.editing = None
+        self.prompt_bar.say_editing("")
         self.session = session
         self.settings = self._first_settings() if session is None else dict(session.settings)
         first_prompt = self.start.system_prompt or ""
         self.system_prompt = first_prompt if session is None else session.system_prompt
         self.prompt_bar.prompt.take(self.draft)
-        place = self._places().get(str(session_id)) if message_id is None else None
+        place = self._by_session("places").get(str(session_id)) if message_id is None else None
         await self._show_path(to_end=place is None)
         self._keep("session", session_id)
         self.refresh_sidebar()
         self.measure()
+        self._edit_again()
         if message_id is not None:
             await self.conversation.reveal(message_id)
         else:
             if place is not None:
                 await self.conversation.restore(Place(*place))
-            self._edit_again()
             self.prompt_bar.prompt.focus()
         self.opened = True
 
@@ -234,20 +245,15 @@ class ChatBase(App[int]):
             return
         text = self.prompt_bar.prompt.full_text
         try:
-            self._keep("editing", None if self.editing is None else [self.editing, text])
+            self._keep_by_session("editing", None if self.editing is None else [self.editing, text])
             if self.editing is not None:
                 pass  # the draft is what stood there before
             elif self.session is None:
                 self._keep("draft", text)
             elif text != self.session.draft:
                 self.session = self.store.update_session(self.session.id, draft=text)
-            if self.session is not None:
-                places, key = self._places(), str(self.session.id)
-                place = self.conversation.place
-                places.pop(key, None)
-                if place is not None:
-                    places[key] = list(place)
-                self._keep("places", dict(list(places.items())[-_PLACES:]))
+            place = self.conversation.place
+            self._keep_by_session("places", None if place is None else list(place))
         except WgllmError as error:
             self.tell(error, error=True)
 
@@ -257,24 +263,57 @@ class ChatBase(App[int]):
             self.store.kept.put(key, value)
             self._kept[key] = value
 
-    def _places(self) -> dict[str, list[int]]:
-        """By conversation, what stood at the top of the screen, where that was not the end."""
-        if "places" not in self._kept:
-            self._kept["places"] = self.store.kept.get("places", {})
-        return dict(self._kept["places"])
+    def _by_session(self, key: str) -> dict[str, Any]:
+        """By conversation: ``places``, what stood at the top of the screen, where that was not the end;
+        ``editing``, the message that was being changed and the text for it."""
+        if key not in self._kept:
+            kept = self.store.kept.get(key)
+            self._kept[key] = kept if isinstance(kept, dict) else {}
+        return dict(self._kept[key])
+
+    def _keep_by_session(self, key: str, value: Any) -> None:
+        """Of the open conversation; None: nothing of it."""
+        if self.session is None:
+            return
+        kept, session = self._by_session(key), str(self.session.id)
+        if value is None:
+            kept.pop(session, None)
+        elif kept.get(session) != value:
+            kept.pop(session, None)
+            kept[session] = value
+        self._keep(key, dict(list(kept.items())[-_PLACES:]))
 
     def _edit_again(self) -> None:
         """Goes on with changing a message, where that was left."""
-        kept = self.store.kept.get("editing")
-        if kept and any(m.id == kept[0] for m in self.path):
-            self.edit(next(m for m in self.path if m.id == kept[0]))
-            self.prompt_bar.prompt.take(kept[1])
+        kept = self._by_session("editing").get(str(self.session.id)) if self.session is not None else None
+        if kept is None:
+            return
+        try:
+            message = self.store.message(kept[0])
+        except WgllmError:
+            return
+        self.edit(message)
+        self.prompt_bar.prompt.take(kept[1])
 
     def edit(self, message: Message | None = None) -> None:
         """Puts a message of the user's into the prompt."""
 
     def stop_editing(self) -> None:
+        """Gives up changing a message; Up brings back what it was changed to."""
         if self.editing is not None:
             self.editing = None
+            prompt = self.prompt_bar.prompt
             self.prompt_bar.say_editing("")
-            self.prompt_bar.prompt.take(self.draft)
+            prompt.put_back(self.draft, prompt.full_text)
+
+    def pop_screen(self) -> AwaitComplete:
+        """What was covered by a screen is typed into again, unless the list of conversations was in use."""
+        popped = super().pop_screen()
+        if len(self.screen_stack) == 1 and not self.sidebar.has_focus_within:
+            self.prompt_bar.prompt.focus()
+        return popped
+
+    def on_notify(self, event: Notify) -> None:
+        """The newest of a severity takes the older one's place."""
+        for older in [n for n in self._notifications if n.severity == event.notification.severity]:
+            self._unnotify(older, refresh=False)

@@ -160,7 +160,9 @@ class Conversation(Vertical):
         """
         old, same = self._path, 0
         moved = sent_from != self._sent_from
-        while same < min(len(old), len(path)) and old[same].id == path[same].id and not moved:
+        # A reply that begins again gets a new widget.
+        again = streaming if (view := self.view(streaming or 0)) is not None and not view.streaming else None
+        while same < min(len(old), len(path)) and old[same].id == path[same].id != again and not moved:
             same += 1
         if same <= self._first:
             same = 0

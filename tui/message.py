@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.events import Click
+from textual.events import Click, Key, Paste
 from textual.message import Message as Posted
 from textual.reactive import reactive
 from textual.timer import Timer
@@ -18,6 +18,7 @@ from textual.widgets import Static
 
 from wgllm.sessions_types import Message, MessageState
 from wgllm.tui.markdown import ReplyMarkdown
+from wgllm.tui.prompt import Prompt
 from wgllm.tui.text import clean, clean_line, count, short_name, split_attached, split_reasoning
 
 _LONG_LINES = 40
@@ -195,6 +196,10 @@ class MessageView(Vertical):
         if message.state is MessageState.ERROR:
             error = clean_line(str(stats.get("error", "generating failed")), 500)
             return f"✗ {error} — r tries again"
+        if message.state is MessageState.PARTIAL and not self.streaming:
+            return "… being written by another window"
+        if message.state is MessageState.STOPPED and not message.content:
+            return "■ stopped before it began — r asks again"
         if message.state is MessageState.STOPPED:
             return "■ stopped; the text is kept — r asks again"
         if message.state is MessageState.INTERRUPTED:
@@ -271,7 +276,28 @@ class MessageView(Vertical):
         await self._answer.finish(self._shown)
         self.show_facts(message)
 
-    # Actions
+    # Keys and actions
+
+    def on_key(self, event: Key) -> None:
+        """Typing goes into the prompt, also what was typed before the focus got there."""
+        if event.key == "escape":
+            self.app.clear_notifications()
+        prompt = self.screen.query_one(Prompt)
+        if self.screen.focused is prompt:
+            pass
+        elif not event.is_printable or any(key in self.screen.active_bindings for key in event.aliases):
+            return
+        else:
+            self.screen.set_focus(prompt)  # at once, as ``focus`` does not
+        event.stop()
+        event.prevent_default()
+        prompt.take_key(event)
+
+    def on_paste(self, event: Paste) -> None:
+        event.stop()
+        prompt = self.screen.query_one(Prompt)
+        self.screen.set_focus(prompt)
+        prompt.paste(event.text)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "branch":

@@ -14,7 +14,7 @@ from wgllm.errors import UsageError, WorkerError
 from wgllm.sessions_types import Message, MessageState
 from wgllm.tui import attachments
 from wgllm.tui.base import kept_sampling, sampling_options
-from wgllm.tui.replies import Replies, Reply
+from wgllm.tui.replies import Replies, Reply, known_tokens
 from wgllm.tui.text import clean, clean_line, split_attached
 from wgllm.tui.tokens import Branch, Token, tokens_of
 
@@ -154,7 +154,7 @@ class Panels(Replies):
         message = looking.message
         prompt = await client.chat_tokens(self.sent_messages(looking.before))
         self._check_looking(looking)
-        given = _known_tokens(message, self.model_name) or await client.reply_tokens(message.content)
+        given = known_tokens(message, self.model_name) or await client.reply_tokens(message.content)
         if not given:
             raise UsageError("this reply has no text")
         if client.facts is None:
@@ -192,9 +192,15 @@ class Panels(Replies):
             self._give_up_looking()
         await super().open_session(session_id, message_id)
 
-    def start_reply(self, beside: int | None = None, prefix: tuple[list[int], str] = ([], "")) -> None:
+    def start_reply(
+        self,
+        beside: int | None = None,
+        prefix: tuple[list[int], str] = ([], ""),
+        *,
+        after: int | None = None,
+    ) -> None:
         self._give_up_looking()
-        super().start_reply(beside, prefix)
+        super().start_reply(beside, prefix, after=after)
 
     async def _make(self, reply: Reply) -> None:
         try:
@@ -280,11 +286,3 @@ class Panels(Replies):
         if self.reply is not None or all(m.id != message.id for m in self.path):
             raise UsageError("another reply or conversation has begun meanwhile; nothing was branched")
         self.start_reply(beside=message.id, prefix=(ids, text))
-
-
-def _known_tokens(message: Message, model: str) -> list[int]:
-    """The tokens that a reply was made of, if they are known and this model's."""
-    ids = (message.stats or {}).get("token_ids") if message.model == model else None
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-        return []
-    return ids

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.document._document import EditResult, Location, Selection
+from textual.document._edit import Edit
 from textual.events import Key, Paste
 from textual.message import Message
 from textual.widgets import OptionList, Static, TextArea
@@ -40,6 +42,8 @@ class Prompt(TextArea):
         """Escape was pressed."""
 
     def __init__(self, history: Sequence[str] = ()) -> None:
+        self._pasted: dict[str, str] = {}
+        """What was pasted, by the word that stands for it."""
         super().__init__(
             id="prompt",
             soft_wrap=True,
@@ -51,13 +55,13 @@ class Prompt(TextArea):
         self.sent_before = list(history)
         """What was sent before, the newest first."""
         self._recalled: int | None = None
+        """Which of them stands there; -1: the text that was there before."""
         self._before_recall = ""
-        self._pasted: dict[int, str] = {}
 
     @property
     def full_text(self) -> str:
         """The text with what was pasted."""
-        return _PASTED.sub(lambda m: self._pasted.get(int(m[1]), m[0]), self.text)
+        return _PASTED.sub(lambda m: self._pasted.get(m[0], m[0]), self.text)
 
     def take(self, text: str) -> None:
         """Puts ``text`` there, the cursor at its end."""
@@ -70,22 +74,83 @@ class Prompt(TextArea):
         if text.strip() and text not in self.sent_before[:1]:
             self.sent_before.insert(0, text)
 
+    def put_back(self, text: str, dropped: str) -> None:
+        """``text`` takes the place of what was given up, which Up brings back."""
+        self.take(text)
+        self.remember(dropped)
+        self._recalled = -1
+
+    def take_key(self, event: Key) -> None:
+        """A key that was pressed where nothing can be typed."""
+        bar = self.parent
+        assert isinstance(bar, PromptBar)
+        if self._handled(event.key, bar):
+            return
+        if event.key == "backspace":
+            self.action_delete_left()
+        elif event.is_printable and event.character is not None:
+            self._replace_via_keyboard(event.character, *self.selection)
+
+    def paste(self, text: str) -> None:
+        """Puts it where the cursor is; a large text as one word."""
+        shown = self._shortened(clean(text.replace("\r\n", "\n").replace("\r", "\n")))
+        if result := self._replace_via_keyboard(shown, *self.selection):
+            self.move_cursor(result.end_location)
+
     def _shortened(self, text: str) -> str:
         """A large text as one word that stands for it."""
         if len(text) <= _LONG_PASTE and text.count("\n") <= _LONG_PASTE_LINES:
             return text
-        number = len(self._pasted) + 1
-        self._pasted[number] = text
-        lines = text.count("\n") + 1
+        if (
+            known := next((word for word, pasted in self._pasted.items() if pasted == text), None)
+        ) is not None:
+            return known
+        lines = text.count("\n") + (not text.endswith("\n"))
         size = count(lines, "line") if lines > 1 else count(len(text), "character")
-        return f"[pasted text {number}: {size}]"
+        word = f"[pasted text {len(self._pasted) + 1}: {size}]"
+        self._pasted[word] = text
+        return word
+
+    # The word of a paste is one character to all that moves and deletes
+
+    def _word_around(self, location: Location) -> tuple[Location, Location] | None:
+        """The ends of the paste's word that ``location`` lies inside of."""
+        row, column = location
+        if not self._pasted or not 0 <= row < self.document.line_count:
+            return None
+        for found in _PASTED.finditer(self.document.get_line(row)):
+            if found.start() < column < found.end() and found[0] in self._pasted:
+                return (row, found.start()), (row, found.end())
+        return None
+
+    def validate_selection(self, selection: Selection) -> Selection:
+        """The cursor jumps over a paste's word: where it goes, else to the end that is nearer."""
+        start, end = (self._beside_word(location) for location in selection)
+        return Selection(start, end)
+
+    def _beside_word(self, location: Location) -> Location:
+        if (word := self._word_around(location)) is None:
+            return location
+        left, right = word
+        before = self.selection.end
+        if before in word:
+            return right if before == left else left
+        return left if location[1] - left[1] < right[1] - location[1] else right
+
+    def edit(self, edit: Edit) -> EditResult:
+        """What would cut a paste's word takes all of it; nothing is put inside of one."""
+        first, last = self._word_around(edit.top), self._word_around(edit.bottom)
+        if first is not None or last is not None:
+            top, bottom = first[0] if first else edit.top, last[1] if last else edit.bottom
+            if edit.top == edit.bottom:
+                top = bottom
+            edit.from_location, edit.to_location = top, bottom
+        return super().edit(edit)
 
     async def _on_paste(self, event: Paste) -> None:
         event.prevent_default()
         event.stop()
-        text = self._shortened(clean(event.text.replace("\r\n", "\n").replace("\r", "\n")))
-        if result := self._replace_via_keyboard(text, *self.selection):
-            self.move_cursor(result.end_location)
+        self.paste(event.text)
 
     async def _on_key(self, event: Key) -> None:
         bar = self.parent
@@ -119,8 +184,8 @@ class Prompt(TextArea):
         then = now + by
         if then >= len(self.sent_before):
             return True
-        if self._recalled is None:
-            self._before_recall = self.text
+        if now < 0:
+            self._before_recall = self.full_text
         if then < 0:
             self.take(self._before_recall)
             return True
@@ -146,6 +211,12 @@ class PromptBar(Vertical):
         yield OptionList(id="completions", markup=False, compact=True)
         yield Static("", markup=False, id="attached")
         yield Prompt(self._history)
+
+    @on(Prompt.Sent)
+    @on(Prompt.Escaped)
+    def _seen(self) -> None:
+        """What was told has been read. (The application, which may tell something new, gets the message later.)"""
+        self.app.clear_notifications()
 
     def on_mount(self) -> None:
         for name in ("#editing", "#completions", "#attached"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from textual import on
 
 from wgllm.errors import WgllmError
+from wgllm.sessions_again import begin_again, interrupt_dead, is_empty
 from wgllm.sessions_types import Message, MessageState
 from wgllm.tui import attachments
 from wgllm.tui.context import Context
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _UNHEARD_SECONDS = 1.0
 """After how long a second Esc ends a model's process that has not heard of the first."""
+
+_OTHERS_SECONDS = 1.0
 
 
 @dataclass
@@ -65,6 +68,8 @@ class Replies(Context):
         self.reply: Reply | None = None
         self._saving: asyncio.Task[None] | None = None
         self._stop_asked = 0.0
+        self._looked = 0.0
+        self._others: asyncio.Task[None] | None = None
 
     @property
     def streaming(self) -> int | None:
@@ -85,11 +90,11 @@ class Replies(Context):
             return False
         try:
             content = await asyncio.to_thread(self._with_files, text)
-            await self._save_question(content)
+            question = self._save_question(content)
         except WgllmError as error:
             self.tell(error, error=True)
             return False
-        self.start_reply()
+        self.start_reply(after=question.id)
         return True
 
     @staticmethod
@@ -97,13 +102,15 @@ class Replies(Context):
         files = [read for path in attachments.mentions(text) if (read := attachments.read(path)) is not None]
         return join_attached(files, text)
 
-    async def _save_question(self, content: str) -> None:
-        if self.editing is not None:
-            old, self.editing = self.editing, None
+    def _save_question(self, content: str) -> Message:
+        if (old := self.editing) is not None:
             kept = split_attached(self.store.message(old).content)[0]
             new = {name for name, _ in split_attached(content)[0]}
             files, typed = split_attached(content)
-            self.store.edit(old, join_attached([f for f in kept if f.name not in new] + files, typed))
+            question = self.store.edit(
+                old, join_attached([f for f in kept if f.name not in new] + files, typed)
+            )
+            self.editing = None
             self.prompt_bar.say_editing("")
         else:
             if self.session is None:
@@ -113,19 +120,29 @@ class Replies(Context):
                 self._keep("draft", "")
                 self._keep("session", self.session.id)
             leaf = self.path[-1].id if self.path else None
-            self.store.append(self.session.id, "user", content, after=leaf)
+            question = self.store.append(self.session.id, "user", content, after=leaf)
         assert self.session is not None
         self.session = self.store.session(self.session.id)
+        return question
 
-    def start_reply(self, beside: int | None = None, prefix: tuple[list[int], str] = ([], "")) -> None:
-        """Begins the reply to the last message, or another one beside the reply ``beside``.
+    def start_reply(
+        self,
+        beside: int | None = None,
+        prefix: tuple[list[int], str] = ([], ""),
+        *,
+        after: int | None = None,
+    ) -> None:
+        """Begins the reply to the message ``after``, or another one beside the reply ``beside``.
 
-        ``prefix`` is what it begins with: tokens, and their text.
+        One that was stopped before it had text begins again itself. ``prefix`` is what it begins with: tokens, and
+        their text.
         """
         assert self.session is not None
         try:
             if beside is None:
-                row = self.store.begin_reply(self.session.id, model=self.model_name)
+                row = self.store.begin_reply(self.session.id, after=after, model=self.model_name)
+            elif is_empty(self.store, beside):
+                row = begin_again(self.store, beside, model=self.model_name, content=prefix[1])
             else:
                 row = self.store.regenerate(beside, model=self.model_name, content=prefix[1])
         except WgllmError as error:
@@ -172,7 +189,7 @@ class Replies(Context):
     async def _fitting_prompt(self, client: ModelClient, reply: Reply) -> list[int]:
         """The prompt's tokens; when they are too many the user says what is left out."""
         while True:
-            path = [m for m in self.store.path(reply.message.session_id) if m.id != reply.message.id]
+            path = self._before(reply.message)
             tokens = [*await client.chat_tokens(self.sent_messages(path)), *reply.prefix]
             self._check_stopped(reply)
             before = client.facts, self.sent_from
@@ -181,6 +198,22 @@ class Replies(Context):
             client = await self.model_ready()
             if before == (client.facts, self.sent_from):
                 return tokens
+
+    def _made_of(self, message: Message) -> dict[str, Any]:
+        ended = message.state is MessageState.COMPLETE and message.finish_reason == "stop"
+        if message.role != "assistant" or not (ended or message.state is MessageState.STOPPED):
+            return {}
+        ids = known_tokens(message, self.model_name)
+        return {"token_ids": ids} if ids else {}
+
+    def _before(self, message: Message) -> list[Message]:
+        """What leads to a message, whichever branch another process shows by now."""
+        path: list[Message] = []
+        parent = message.parent_id
+        while parent is not None:
+            path.append(self.store.message(parent))
+            parent = path[-1].parent_id
+        return path[::-1]
 
     @staticmethod
     def _check_stopped(reply: Reply) -> None:
@@ -221,8 +254,10 @@ class Replies(Context):
         self._end(reply, state, last.finish.value, None if last.stats is None else asdict(last.stats))
         if last.stats is not None and not self.gone:
             rate = last.stats.decode_rate
-            self.status.show(doing=f"{rate:.1f} tok/s" if rate else "", used=last.stats.context_used)
-            self._warn_if_full()
+            self.status.show(doing=f"{rate:.1f} tok/s" if rate else "")
+            if reply.tokens:  # else the prompt was perhaps not read to its end
+                self.status.show(used=last.stats.context_used)
+                self._warn_if_full()
 
     def on_reply_failed(self, event: Any) -> None:
         reply = self._of(event.request)
@@ -257,6 +292,8 @@ class Replies(Context):
         self.status.show(doing="")
         if (view := self.conversation.view(message.id)) is not None:
             view.call_later(view.finish, message)
+        if not reply.tokens or state is MessageState.ERROR:
+            self.measure()
         self.refresh_sidebar()
         self.refresh_bindings()
 
@@ -275,6 +312,7 @@ class Replies(Context):
 
     def tick(self) -> None:
         """Ten times a second: what waits is saved, the speed told."""
+        self._look_at_others()
         if (reply := self.reply) is None or self.gone:
             return
         if self._saving is None or self._saving.done():
@@ -282,6 +320,29 @@ class Replies(Context):
         if reply.tokens:
             doing = f"{reply.rate:.1f} tok/s" if reply.rate else ""
             self.status.show(doing=doing, used=reply.prompt_tokens + reply.tokens)
+
+    def _look_at_others(self) -> None:
+        """Once a second: how far a reply is that another window writes."""
+        now = time.monotonic()
+        if self.gone or now - self._looked < _OTHERS_SECONDS or (self._others and not self._others.done()):
+            return
+        self._looked = now
+        others = [m for m in self.path if m.state is MessageState.PARTIAL and m.id != self.streaming]
+        if others:
+            self._others = asyncio.create_task(self._show_others(others))
+
+    async def _show_others(self, others: list[Message]) -> None:
+        try:
+            await asyncio.to_thread(interrupt_dead, self.store)
+            for old in others:
+                new = await asyncio.to_thread(self.store.message, old.id)
+                if new == old or self.gone:
+                    continue
+                self.path = [new if m.id == new.id else m for m in self.path]
+                if (view := self.conversation.view(new.id)) is not None:
+                    await view.finish(new)
+        except WgllmError as error:
+            self._tell_once(error)
 
     def stop(self) -> bool:
         """Ends the reply; False when none is being made."""
@@ -344,7 +405,7 @@ class Replies(Context):
         if message.role == "user":
             following = next((m for m in self.path if m.parent_id == message.id), None)
             if following is None:
-                self.start_reply()
+                self.start_reply(after=message.id)
                 return
             message = following
         self.start_reply(beside=message.id)
@@ -358,6 +419,8 @@ class Replies(Context):
             return
         if self.editing is None:
             self.keep_place()
+        elif self.editing != message.id:
+            self.prompt_bar.prompt.remember(self.prompt_bar.prompt.full_text)
         self.editing = message.id
         files, typed = split_attached(message.content)
         with_files = f" with {count(len(files), 'file')}" if files else ""
@@ -366,3 +429,11 @@ class Replies(Context):
         )
         self.prompt_bar.prompt.take(typed)
         self.prompt_bar.prompt.focus()
+
+
+def known_tokens(message: Message, model: str) -> list[int]:
+    """The tokens that a reply was made of, if they are known and this model's."""
+    ids = (message.stats or {}).get("token_ids") if message.model == model else None
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        return []
+    return ids

@@ -431,12 +431,23 @@ class Engine:
 
         return interrupt
 
-    def _reuse_prefix(self, active: _Active) -> None:
-        """Keeps what the cache holds of the prompt; at least its last token is read, for its logits."""
+    def cached_tokens(self, request: int) -> int:
+        """How many tokens of a request that is next in the queue, and has not begun, need not be read."""
+        active = self._queue[0] if self._queue else None
+        if active is None or active.number != request or active.begun:
+            return 0
+        return self._reusable(active)
+
+    def _reusable(self, active: _Active) -> int:
+        """What the cache holds of the prompt; at least its last token is read, for its logits."""
         prefix = min(self.cache.common_prefix(0, active.pending), active.first_wanted)
         if active.request.exact:
             prefix = min(prefix // self.largest_step * self.largest_step, self._aligned)
-        kept = self._truncate(prefix)
+        return prefix
+
+    def _reuse_prefix(self, active: _Active) -> None:
+        """Keeps what the cache holds of the prompt."""
+        kept = self._truncate(self._reusable(active))
         del active.pending[:kept]
         active.stats = replace(active.stats, cached_tokens=kept)
 

@@ -356,8 +356,21 @@ class Llm:
         parse_special: bool = False,
     ) -> list[int]:
         """The prompt that ``chat`` gives the model, as token ids. With ``parse_special`` messages may hold special
-        tokens."""
+        tokens. ``token_ids`` of a message are the tokens that it was made of, which it is told with again; the template
+        does not see them."""
         from wgllm.chat_template import encode_chat
+
+        made_of = [m.get("token_ids") if isinstance(m, Mapping) else None for m in messages]
+        if any(made_of):
+            from wgllm.known_tokens import with_known_tokens
+
+            plain = [{k: v for k, v in m.items() if k != "token_ids"} for m in messages]
+            tokens = self.chat_tokens(plain, tools=tools, parse_special=parse_special)
+            said = [
+                (text if isinstance(text := m.get("content"), str) else "", ids or ())
+                for m, ids in zip(messages, made_of, strict=True)
+            ]
+            return with_known_tokens(tokens, said, self.tokenizer)
 
         template, variables = self.template, self.template_kwargs
         if parse_special:

@@ -194,7 +194,7 @@ class WorkerProcess:
         number, live = next(iter(self._live.items()))
         if not live.begun:
             live.begun = True
-            self._tell_prefill(live, 0)
+            self._tell_prefill(live, engine.cached_tokens(number) if isinstance(engine, Engine) else 0)
         try:
             events = engine.step()
         except Exception as error:

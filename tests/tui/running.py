@@ -36,6 +36,7 @@ class Running:
 
     def __init__(self, app: ChatApp, pilot: Pilot[Any], store: SessionStore) -> None:
         self.app, self.pilot, self.store = app, pilot, store
+        self.told: list[str] = []
 
     @property
     def worker(self) -> ThreadWorker:
@@ -100,8 +101,8 @@ class Running:
         return "\n".join("".join(s.text for s in strip).rstrip() for strip in lines[:height])
 
     def notes(self) -> str:
-        """All messages that were told."""
-        return "\n".join(n.message for n in self.app._notifications)
+        """All messages that were told, also those that are gone."""
+        return "\n".join(self.told)
 
     def contents(self) -> list[tuple[str, str]]:
         return [(m.role, m.content) for m in self.app.path]
@@ -138,8 +139,18 @@ async def running(
     model.touch()
     with SessionStore.open(folder / "chats.db") as store:
         app = ChatApp(store, start or Start(default_model=str(model)), make or make_worker)
-        async with app.run_test(size=size) as pilot:
-            yield Running(app, pilot, store)
+        told: list[str] = []
+        notify = app.notify
+
+        def listened(message: str, **options: Any) -> None:
+            told.append(message)
+            notify(message, **options)
+
+        app.notify = listened  # type: ignore[method-assign, assignment]
+        async with app.run_test(size=size, notifications=True) as pilot:
+            run = Running(app, pilot, store)
+            run.told = told
+            yield run
             app.exit(0)
     if not failures:
         for failure in app.failures:

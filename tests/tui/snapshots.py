@@ -30,7 +30,9 @@ _NOTHING = Cell(" ", Style())
 
 def cells(app: App[Any]) -> Screen:
     """What is shown, cell by cell, as the terminal would get it; of what lies behind a dialog nothing."""
-    dialog = app.screen.children[0].region if len(app.screen_stack) > 1 else None
+    dialog = None
+    if len(app.screen_stack) > 1:  # beside it there may be a message, with which no picture is taken
+        dialog = max((child.region for child in app.screen.children), key=lambda region: region.area)
     lines = app.screen._compositor.render_strips()
     screen = []
     for strip in lines[: app.size.height]:

@@ -24,8 +24,8 @@ async def test_any_reply_can_be_looked_into(tmp_path: Path) -> None:
         assert asked.sampling.temperature == 0.5
         assert [t.text for t in run.app.screen._tokens] == list("first")
         await run.pilot.press("escape")
-        await run.until(lambda: len(run.app.screen_stack) == 1)
-        await run.pilot.press("i")
+        await run.until(lambda: run.app.prompt_bar.prompt.has_focus)
+        await run.pilot.press("ctrl+up", "up", "up", "i")
         await run.until(lambda: isinstance(run.app.screen, TokenInspector))
         assert len(run.engine.requests) == 3, "it was known"
 

@@ -60,7 +60,7 @@ async def test_large_pastes_stay_small(tmp_path: Path) -> None:
         await run.until(lambda: "pasted" in prompt.text)
         await run.pilot.press("y")
         assert time.monotonic() - began < 5
-        assert prompt.text == "x[pasted text 1: 40,001 lines]y"
+        assert prompt.text == "x[pasted text 1: 40,000 lines]y"
         assert prompt.full_text == f"x{text}y"
         await run.pilot.press("enter")
         await run.until(lambda: run.app.path)

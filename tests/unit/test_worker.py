@@ -186,7 +186,7 @@ def test_a_model_does_what_it_does_here(inbox: Inbox, shared: Worker) -> None:
                 tokens, 40, SamplingParams(seed=5, logit_bias={7: -1.0}), ignore_eos=True, logprobs=3
             )
             number = shared.generate(request, inbox)
-            assert inbox.next(Prefilling) == Prefilling(number, 0, len(tokens))
+            assert inbox.next(Prefilling) == Prefilling(number, cached, len(tokens))
             here = [replace(e, request=number) for e in run_request(llm.engine, request)]
             there = inbox.finished(number)
             assert there[:-1] == here[:-1] and len(there) == 41
