@@ -149,8 +149,6 @@ class TellingChat(application.ChatApp):
 
     def _tell_typed(self) -> None:
         typed = [None if self.session is None else self.session.id, self.prompt_bar.prompt.full_text]
-        if self.editing is not None:
-            typed[1] = ""
         if typed != self._typed:
             self._typed = typed
             tell("typed", *typed)
