@@ -37,8 +37,8 @@ from wgllm.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 SIZE = (100, 40)
-BYTES_S = 800
-"""200 tokens of 4 bytes each second; a FakeEngine makes a byte a step."""
+BYTES_S = 200
+"""Tokens a second: a FakeEngine makes a byte a step."""
 PROSE = "Some **bold** words that go on for a line or two, with `code` and *more* of it to read. "
 CODE = "def add(a, b):\n    return a + b  # the sum\n\n"
 ROW = "| {0} | a word or two | {0}00 | more of them |\n"
