@@ -50,7 +50,7 @@ HF_FAMILIES: dict[str, HfFamily] = {
 
 
 # What old converters wrote beside the frequencies that everybody computes.
-_UNUSED = ("attn_rot_embd.weight", "rotary_emb.inv_freq", "rope_freqs.weight")
+_UNUSED = ("attn_rot_embd.weight", "rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)

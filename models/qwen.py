@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wgllm.models.blocks import Blocks
 from wgllm.models.hf_family import ATTENTION_BIASES, LLAMA_TENSORS, PLAIN_ROPE_TYPES, HfFamily, no_window
 
 ARCHITECTURES = ("qwen2", "qwen3")
 
-HF = (
-    HfFamily(
-        model_types=("qwen2",),
-        architecture="qwen2",
-        tensors=LLAMA_TENSORS,
-        keys={"attention.sliding_window": no_window},
-        defaults={
-            "rms_norm_eps": 1e-6,
-            "num_key_value_heads": 32,
-            "max_position_embeddings": 32768,
-            "use_sliding_window": False,
-            "max_window_layers": 28,
-            "tie_word_embeddings": False,
-        },
-        expects={"hidden_act": ("silu", "swish")},
-        rope_types=PLAIN_ROPE_TYPES,
-    ),
-    HfFamily(
-        model_types=("qwen3",),
-        architecture="qwen3",
-        tensors=LLAMA_TENSORS,
-        keys={"attention.sliding_window": no_window},
-        defaults={
-            "rms_norm_eps": 1e-6,
-            "num_key_value_heads": 32,
-            "max_position_embeddings": 32768,
-            "head_dim": 128,
-            "use_sliding_window": False,
-            "max_window_layers": 28,
-            "tie_word_embeddings": False,
-        },
-        expects={"hidden_act": ("silu", "swish")},
-        rope_types=PLAIN_ROPE_TYPES,
-        present=ATTENTION_BIASES,
-    ),
+_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+    "tie_word_embeddings": False,
+}
+_QWEN2 = HfFamily(
+    model_types=("qwen2",),
+    architecture="qwen2",
+    tensors=LLAMA_TENSORS,
+    keys={"attention.sliding_window": no_window},
+    defaults=_DEFAULTS,
+    expects={"hidden_act": ("silu", "swish")},
+    rope_types=PLAIN_ROPE_TYPES,
 )
+_QWEN3 = replace(
+    _QWEN2,
+    model_types=("qwen3",),
+    architecture="qwen3",
+    defaults={**_DEFAULTS, "head_dim": 128},
+    present=ATTENTION_BIASES,
+)
+HF = (_QWEN2, _QWEN3)
 
 
 def build(b: Blocks) -> None:

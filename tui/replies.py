@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual import on
 
-from wgllm.errors import WgllmError
+from wgllm.errors import UsageError, WgllmError
 from wgllm.sessions_again import begin_again, interrupt_dead, is_empty
 from wgllm.sessions_types import Message, MessageState
 from wgllm.tui import attachments
@@ -88,14 +88,22 @@ class Replies(Context):
         if self.reply is not None:
             self.tell("A reply is being generated; Esc stops it")
             return False
+        where = self._place_of_question()
         try:
             content = await asyncio.to_thread(self._with_files, text)
+            if self.reply is not None or self._place_of_question() != where:
+                raise UsageError("another reply or conversation has begun meanwhile; Enter sends it there")
             question = self._save_question(content)
         except WgllmError as error:
             self.tell(error, error=True)
             return False
         self.start_reply(after=question.id)
         return True
+
+    def _place_of_question(self) -> tuple[int | None, int | None, int | None]:
+        """The conversation, what it would follow, and what it would stand beside."""
+        session = self.session.id if self.session is not None else None
+        return session, self.path[-1].id if self.path else None, self.editing
 
     @staticmethod
     def _with_files(text: str) -> str:

@@ -78,6 +78,13 @@ def test_every_tensor_that_is_missing_is_named(name: str) -> None:
             models.build(changed(name, {}, drop=(tensor,)))
 
 
+def test_frequency_factors_that_a_family_does_not_apply_are_refused() -> None:
+    factors = open_gguf(tiny("llama-llama3rope.f32").path).tensors["rope_freqs.weight"]
+    file = open_gguf(tiny("qwen2.f32").path)
+    with pytest.raises(ModelFileError, match=r"rope_freqs\.weight"):
+        models.build(replace(file, tensors={**file.tensors, factors.name: factors}))
+
+
 def test_a_tensor_of_another_shape_is_refused() -> None:
     file = changed("llama-tied.f32", {})
     view = file.tensors["blk.1.ffn_up.weight"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from wgllm.errors import SessionStoreError
 from wgllm.sessions import SessionStore
 from wgllm.sessions_types import MessageState
 from wgllm.tui.dialogs import Help
+from wgllm.tui.replies import Replies
 
 PASTED = "a pasted line\n" * 61
 
@@ -303,3 +306,22 @@ async def test_replies_are_told_as_what_they_were_made_of(tmp_path: Path) -> Non
         assert bytes(told[-1]["token_ids"]).decode() == view.message.content == told[-1]["content"]
         other = view.message._replace(model="another model")
         assert "token_ids" not in run.app.sent_messages([run.app.path[0], other])[-1]
+
+
+@in_loop
+async def test_a_question_whose_files_are_being_read_goes_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    async with running(tmp_path) as run:
+        await run.talk("Hi")
+        before, read = len(run.app.path), Replies._with_files
+        monkeypatch.setattr(Replies, "_with_files", staticmethod(lambda text: held.wait(10) and read(text)))
+        asking = asyncio.create_task(run.app.ask("And?"))
+        await asyncio.sleep(0)
+        first = run.app.session
+        await run.app.open_session(None)
+        held.set()
+        assert not await asking
+        assert "has begun meanwhile" in run.notes() and run.app.session is None
+        assert first is not None and len(run.store.path(first.id)) == before
