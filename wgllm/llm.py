@@ -15,30 +15,25 @@ from numpy.typing import NDArray
 from wgllm import debug, models
 from wgllm.backends.base import LoadOptions
 from wgllm.backends.numpy_weights import available_memory, total_memory
-from wgllm.builtin_templates import template_source
 from wgllm.cache import KVCache, cell_counts, state_bytes
+from wgllm.context import LEAST_CTX, wanted_ctx_size
 from wgllm.engine import Engine, EngineLike, Event, Request, run_request
 from wgllm.errors import PromptCacheError, UsageError
 from wgllm.formats.model_file import ModelFile
 from wgllm.graph import Graph
-from wgllm.models.opening import open_model
+from wgllm.model_text import ModelText
+from wgllm.opened import open_with_options
 from wgllm.placement import Wish, look_for_device, place
-from wgllm.rope_options import rope_overrides
 from wgllm.sampling import SamplingOptions, SamplingParams
 from wgllm.tokenizer import Tokenizer, tokenizer_from_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from wgllm.chat_template import ChatTemplate
     from wgllm.hub_progress import Progress
 
 BACKENDS = ("auto", "webgpu", "numpy")
 
-_DEFAULT_CTX = 8192
-_MIN_CTX = 512
-# Positions are int32.
-_MAX_CTX = 2**31 - 1
 # The share of free memory that the KV state may take by default.
 _KV_SHARE = 0.25
 # One node of a step should end well within 200 ms, since a cancel is seen between nodes: about this many
@@ -112,29 +107,29 @@ def load(
         batch_size,
         tune,
     )
-    from wgllm.hub import resolve
     from wgllm.hub_progress import stderr_progress
 
-    template = None if chat_template is None else template_source(chat_template)
-    if template != chat_template:
-        chat_template_name = chat_template
-    if chat_template_kwargs:
-        from wgllm.chat_template import check_variables
-
-        check_variables(chat_template_kwargs)
     options = LoadOptions({}, kv_type or "f32", memory, threads, progress, kv_type_v, flash_attention)
-    path = resolve(os.fspath(model), download=not offline, progress=download_progress)
-    file = open_model(path, overrides, quantize=quantize)
+    opened = open_with_options(
+        model,
+        rope_scaling=rope_scaling,
+        rope_scale=rope_scale,
+        rope_freq_base=rope_freq_base,
+        overrides=overrides,
+        quantize=quantize,
+        chat_template=chat_template,
+        chat_template_name=chat_template_name,
+        chat_template_kwargs=chat_template_kwargs,
+        offline=offline,
+        download_progress=download_progress,
+    )
     try:
-        file.override(rope_overrides(file.architecture, rope_scaling, rope_scale, rope_freq_base))
         told = download_progress or stderr_progress()
-        llm = _load(file, options, wish, told.message)
-        llm.template_kwargs = dict(chat_template_kwargs or {})
-        if template is not None:
-            llm.use_template(template, chat_template_name)
+        llm = _load(opened.file, options, wish, told.message)
+        opened.give_template(llm)
         return llm
     except BaseException:
-        file.close()
+        opened.file.close()
         raise
 
 
@@ -185,22 +180,6 @@ def largest_step(graph: Graph) -> int:
     return max(16, min(256, rows))
 
 
-def wanted_ctx_size(model: models.ModelGraph, asked: int | None) -> int:
-    """The context in tokens that is aimed at: what was asked (0: the model's own), else min(that, 8192)."""
-    trained = model.config.n_ctx_train
-    if asked is None:
-        return min(trained, _DEFAULT_CTX)
-    if model.most_positions is not None and asked > model.most_positions:
-        raise UsageError(
-            f"a context of {asked} tokens is too large: the model has learned {model.most_positions} positions"
-        )
-    if asked < 0:
-        raise UsageError(f"a context of {asked} tokens makes no sense")
-    if (ctx := asked or trained) > _MAX_CTX:
-        raise UsageError(f"a context of {ctx} tokens is too large; {_MAX_CTX} are the most")
-    return ctx
-
-
 def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int) -> int:
     """For NumPy: the wanted context, or less where none was asked for and memory is short."""
     ctx = wanted_ctx_size(model, asked)
@@ -213,7 +192,7 @@ def choose_ctx_size(model: models.ModelGraph, asked: int | None, step_rows: int)
             )
         return ctx
     room = available_memory() * _KV_SHARE
-    while ctx > _MIN_CTX and _state_bytes(model, ctx, step_rows) > room:
+    while ctx > LEAST_CTX and _state_bytes(model, ctx, step_rows) > room:
         ctx //= 2
     return ctx
 
@@ -222,7 +201,7 @@ def _state_bytes(model: models.ModelGraph, ctx: int, step_rows: int) -> int:
     return state_bytes(model.graph, cell_counts(model.graph.windows, ctx, step_rows, 1), 4)
 
 
-class Llm:
+class Llm(ModelText):
     """A loaded model. Use it as a context manager, or ``close()`` it."""
 
     def __init__(
@@ -235,16 +214,12 @@ class Llm:
         where: str = "",
     ) -> None:
         """``engine`` may be a ``FakeEngine``; it then has no ``model`` or ``file``."""
+        super().__init__(file)
         self.engine = engine
         self.model = model
         self.kv_type = kv_type
         self.where = where
         """What computes, and why: ``webgpu on Radeon 780M (integrated, Vulkan)``."""
-        self.file = file
-        """What it was loaded from, open until ``close``."""
-        self._template: ChatTemplate | None = None
-        self.template_kwargs: dict[str, Any] = {}
-        """What the chat template gets with every chat."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -253,15 +228,6 @@ class Llm:
     @property
     def ctx_size(self) -> int:
         return self.engine.ctx_size
-
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of ``text``. ``add_special`` adds what the file asks for (BOS, EOS); special tokens written in the
-        text are plain text unless ``parse_special``."""
-        return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids; invalid UTF-8 becomes U+FFFD."""
-        return self.tokenizer.detokenize(ids)
 
     def logits(self, ids: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Logits float32 [len(rows), vocab] after the tokens at ``rows`` (positions; None: all), run as one sequence.
@@ -347,61 +313,6 @@ class Llm:
         ``generate``. Special tokens in a message's text stay text.
         """
         return self.generate(self.chat_tokens(messages, tools=tools), continuation=False, **options)
-
-    def chat_tokens(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        parse_special: bool = False,
-    ) -> list[int]:
-        """The prompt that ``chat`` gives the model, as token ids. With ``parse_special`` messages may hold special
-        tokens. ``token_ids`` of a message are the tokens that it was made of, which it is told with again; the template
-        does not see them."""
-        from wgllm.chat_template import encode_chat
-
-        made_of = [m.get("token_ids") if isinstance(m, Mapping) else None for m in messages]
-        if any(made_of):
-            from wgllm.known_tokens import with_known_tokens
-
-            plain = [{k: v for k, v in m.items() if k != "token_ids"} for m in messages]
-            tokens = self.chat_tokens(plain, tools=tools, parse_special=parse_special)
-            said = [
-                (text if isinstance(text := m.get("content"), str) else "", ids or ())
-                for m, ids in zip(messages, made_of, strict=True)
-            ]
-            return with_known_tokens(tokens, said, self.tokenizer)
-
-        template, variables = self.template, self.template_kwargs
-        if parse_special:
-            text = template.render(messages, tools=tools, variables=variables)
-            return encode_chat(self.tokenizer, [(text, True)])
-        return encode_chat(
-            self.tokenizer, template.render_segments(messages, tools=tools, variables=variables)
-        )
-
-    @property
-    def has_template(self) -> bool:
-        return self._template is not None or (self.file is not None and self.file.chat_template is not None)
-
-    def use_template(self, source: str, name: str | None = None) -> None:
-        """Makes the text ``source`` the chat template; errors call it ``name``. Raises UsageError when it is none."""
-        from wgllm.chat_template import ChatTemplate
-
-        origin = "the chat template" if name is None else f"the chat template {name}"
-        self._template = ChatTemplate(source, self.tokenizer, origin=origin)
-
-    @property
-    def template(self) -> ChatTemplate:
-        """The model's chat template. Raises UsageError when it has none."""
-        if self._template is None:
-            source = self.file.chat_template if self.file is not None else None
-            if source is None:
-                raise UsageError("this model has no chat template; give it plain text instead")
-            from wgllm.chat_template import ChatTemplate
-
-            self._template = ChatTemplate(source, self.tokenizer)
-        return self._template
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Keeps what the cache holds in a file, for ``load_state`` of the same model. Raises PromptCacheError."""

@@ -6,7 +6,6 @@ is tried again with a smaller context, if none was asked for, then with fewer la
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -32,18 +31,17 @@ from wgllm.backends.webgpu import WebGpuExecutor
 from wgllm.cache import cell_counts
 from wgllm.errors import DeviceError
 from wgllm.formats.model_file import TensorView
-from wgllm.graph import Graph, Node
+from wgllm.graph import Graph
 from wgllm.hub_cache import cache_folder
-from wgllm.lowering import PlanOptions, has_shader, widest_step
+from wgllm.lowering import has_shader
 from wgllm.plan import Limits, in_bytes
 from wgllm.product_shape import Choice, Product
+from wgllm.step_rows import step_rows
 from wgllm.tuning import Verdict, by_benefit, choices, read_table, write_table
 
 # Rows of a prefill step: a graphics card wants many, software that imitates one answers sooner with few.
 _STEP_ROWS = 256
 _STEP_ROWS_SOFTWARE = 32
-# Multiplications in a dispatch; a slow integrated card makes some 1e11 a second.
-_LARGEST_DISPATCH = 2e10
 # Seconds; opening a device takes some drivers one or two.
 _PATIENCE = 30.0
 # A context is not made smaller than this to keep layers on the card.
@@ -337,16 +335,14 @@ class _Placing:
 
     def _step_rows(self, ctx: int) -> int:
         usual = _STEP_ROWS_SOFTWARE if self.adapter.kind == "software" else _STEP_ROWS
-        rows = min(self.wish.step_rows or usual, ctx)
-        limits = Limits.of(self.executor.device.limits)
-        sizes = cell_counts(self.graph.windows, ctx, rows, slots=1)
-        graph = self.executor.prepared(self.graph, self.options)
-        rows = widest_step(graph, PlanOptions(sizes, ctx, rows, self.options.kv_type_of, limits))
-        # A product of r rows is one dispatch, which can't be cut, and systems reset a card that is busy for seconds.
-        widest = max((_weight_size(self.graph, n) for n in self.graph.nodes), default=0)
-        while rows > 1 and rows * widest > _LARGEST_DISPATCH:
-            rows = (rows + 1) // 2
-        return rows
+        return step_rows(
+            self.graph,
+            self.executor.prepared(self.graph, self.options),
+            self.wish.step_rows or usual,
+            ctx,
+            Limits.of(self.executor.device.limits),
+            self.options.kv_type_of,
+        )
 
     def _load(self, share: _Share, wanted: _Share) -> Placement:
         segments = self._segments(share)
@@ -374,15 +370,6 @@ class _Placing:
         if lacking:
             notes.append(f"{', '.join(lacking)} on the CPU: no shader computes it")
         return "; ".join([f"webgpu on {self.adapter}", *notes])
-
-
-def _weight_size(graph: Graph, node: Node) -> int:
-    """Numbers of the matrix, or of the chosen experts, that each row of a step is multiplied with; two where gate
-    and up are read together."""
-    if node.op not in ("matmul", "expert_matmul") or node.layer is None:
-        return 0
-    numbers = math.prod(d for d in graph.tensors[node.inputs[1]].shape if isinstance(d, int))
-    return int(2 * numbers * graph.share_read(node))
 
 
 def _effective_layers(graph: Graph, n_layers: int) -> list[int]:

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, NoReturn
@@ -23,9 +22,9 @@ from typing import Any, BinaryIO, NoReturn
 from wgllm import llm as interface
 from wgllm.builtin_templates import template_source
 from wgllm.engine import Engine, Event
-from wgllm.errors import ModelFileError, UsageError, WorkerError, printable
+from wgllm.errors import UsageError, WorkerError
 from wgllm.fake import FakeEngine
-from wgllm.formats.model_file import ModelFile
+from wgllm.file_facts import FileFacts, file_facts
 from wgllm.llm import Llm
 from wgllm.worker_outbox import Outbox, end_with_group
 from wgllm.worker_protocol import (
@@ -310,19 +309,10 @@ class WorkerProcess:
 def model_facts(llm: Llm, load_seconds: float) -> ModelFacts:
     """What ``llm`` and its file tell of the model."""
     file = llm.file
-    sizes: Counter[str] = Counter()
-    tensors = list(file.tensors.values()) if file is not None else []
-    for tensor in tensors:
-        sizes[tensor.format.name] += tensor.nbytes
-    stem = "fake" if file is None else (file.path.name if file.path.is_dir() else file.path.stem)
+    of_file = FileFacts("fake", "", "", 0, 0, None) if file is None else file_facts(file)
     return ModelFacts(
-        name=_metadata_text(file, "general.name") or printable(stem),
+        **asdict(of_file),
         path=None if file is None else os.fspath(file.path),
-        architecture=printable(file.architecture) if file is not None else "",
-        quantization=sizes.most_common(1)[0][0] if sizes else "",
-        parameters=sum(tensor.size for tensor in tensors),
-        nbytes=sizes.total(),
-        license=_metadata_text(file, "general.license"),
         ctx_size=llm.ctx_size,
         n_ctx_train=llm.model.config.n_ctx_train if llm.model is not None else llm.ctx_size,
         vocab_size=llm.tokenizer.vocab_size,
@@ -331,14 +321,6 @@ def model_facts(llm: Llm, load_seconds: float) -> ModelFacts:
         has_template=llm.has_template,
         load_seconds=load_seconds,
     )
-
-
-def _metadata_text(file: ModelFile | None, key: str) -> str | None:
-    try:
-        value = None if file is None else file.metadata.get(key)
-    except ModelFileError:  # text that is not UTF-8 harms nothing unless it is needed
-        return None
-    return printable(value) if isinstance(value, str) else None
 
 
 def _ends_model(message: Message) -> bool:

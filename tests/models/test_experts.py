@@ -23,9 +23,9 @@ from wgllm.formats.gguf import open_gguf
 from wgllm.formats.model_file import ModelFile, TensorView
 from wgllm.graph import Node
 from wgllm.lowering import PlanOptions, lower, prepared
-from wgllm.placement import _weight_size
 from wgllm.plan import Limits
 from wgllm.plan_figures import PlanFigures
+from wgllm.step_rows import weight_size
 
 ALL = ["mixtral.f32", "qwen2_moe.f16", "olmoe.f16", "qwen3_moe.q8_0"]
 
@@ -139,7 +139,7 @@ def test_bytes_of_a_token_count_the_chosen_experts(name: str) -> None:
 def test_what_a_row_is_multiplied_with_counts_the_chosen_experts() -> None:
     """It bounds the rows of a step on devices."""
     graph = models.build(open_gguf(tiny("mixtral.f32").path)).graph
-    sizes = {n.op: _weight_size(graph, n) for n in graph.nodes if n.layer == 1}
+    sizes = {n.op: weight_size(graph, n) for n in graph.nodes if n.layer == 1}
     assert sizes["expert_matmul"] == 2 * (2 * 64 * 64) and sizes["top_experts"] == 0
 
 

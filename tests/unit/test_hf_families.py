@@ -15,9 +15,9 @@ import safetensors.numpy
 
 from tests.tiny import DATA
 from wgllm import models
+from wgllm.context import wanted_ctx_size
 from wgllm.errors import ModelFileError, UsageError
 from wgllm.formats.model_file import ModelFile
-from wgllm.llm import wanted_ctx_size
 from wgllm.models import ModelGraph
 from wgllm.models.opening import open_model
 

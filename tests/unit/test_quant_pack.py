@@ -42,6 +42,20 @@ def test_round_trip(fmt: QuantFormat, n: int) -> None:
 
 
 @every_format
+@pytest.mark.parametrize("n", (1, 33, 257))
+def test_any_bytes_are_read_alone(fmt: QuantFormat, n: int) -> None:
+    blocks = random_blocks(fmt, n)
+    parts = [blocks[: n // 3], blocks[n // 3 : n // 2], blocks[n // 2 :]]
+    whole = fmt.pack(blocks).words.view(np.uint8)
+    layout = fmt.layout(n)
+    np.testing.assert_array_equal(layout.read(0, whole.size, *parts), whole)
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        start, stop = sorted(rng.integers(0, whole.size + 1, 2).tolist())
+        np.testing.assert_array_equal(layout.read(start, stop, *parts), whole[start:stop])
+
+
+@every_format
 def test_planes_hold_each_byte_once(fmt: QuantFormat) -> None:
     covered = sorted(i for start, stop in fmt.planes for i in range(start, stop))
     assert covered == list(range(fmt.type_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,22 +10,60 @@ from numpy.typing import NDArray
 from wgllm.backends.numpy import RopeTable
 from wgllm.formats.model_file import TensorView
 from wgllm.plan import Fill, Plan, Rows
+from wgllm.quant.packing import Layout
 
 Bytes = NDArray[np.uint8]
+
+# Bytes of rope's table that are made at a time.
+_PIECE = 4 << 20
 
 
 def fill_pieces(fill: Fill, weights: Mapping[str, TensorView]) -> Iterator[tuple[int, Bytes]]:
     """Bytes of the fill's region and where in it they begin, in multiples of 4; the rest of the region is zero."""
     if fill.kind == "rope":
-        factors = [weights[r.tensor].array() for r in fill.rows]
-        table = RopeTable(fill.dim, fill.theta, fill.scale, factors[0] if factors else None, fill.magnitude)
-        yield 0, _bytes(table.turns(np.arange(fill.positions, dtype=np.int32)).pairs)
+        table, row = _rope_table(fill, weights), 4 * fill.dim
+        step = max(1, _PIECE // row)
+        for first in range(0, fill.positions, step):
+            yield row * first, _bytes(table.table(first, min(first + step, fill.positions)))
     elif fill.kind == "numbers":
         yield 0, _bytes(np.concatenate([weights[r.tensor].array()[r.first : r.last] for r in fill.rows]))
     else:
         parts = [_Blocks(weights[r.tensor], r) for r in fill.rows]
-        fmt = weights[fill.rows[0].tensor].format
-        yield from fmt.layout(sum(map(len, parts))).pieces(*parts)
+        yield from _layout(fill, weights, parts).pieces(*parts)
+
+
+def fill_bytes(fill: Fill, weights: Mapping[str, TensorView], start: int, stop: int) -> Bytes:
+    """Bytes ``start:stop`` of the fill's region, zeros included. Takes little more memory than they do."""
+    if fill.kind == "packed":
+        parts = [_Blocks(weights[r.tensor], r) for r in fill.rows]
+        return _layout(fill, weights, parts).read(start, stop, *parts)
+    out = np.zeros(stop - start, np.uint8)
+    if fill.kind == "rope":
+        row = 4 * fill.dim
+        first, last = start // row, min(-(-stop // row), fill.positions)
+        if first < last:
+            made = _bytes(_rope_table(fill, weights).table(first, last))[
+                start - first * row : stop - first * row
+            ]
+            out[: made.size] = made
+        return out
+    at = 0
+    for tensor, first, last in fill.rows:
+        low, high = max(start, at), min(stop, at + 4 * (last - first))
+        if low < high:
+            numbers = _bytes(weights[tensor].array()[first:last])
+            out[low - start : high - start] = numbers[low - at : high - at]
+        at += 4 * (last - first)
+    return out
+
+
+def _rope_table(fill: Fill, weights: Mapping[str, TensorView]) -> RopeTable:
+    factors = [weights[r.tensor].array() for r in fill.rows]
+    return RopeTable(fill.dim, fill.theta, fill.scale, factors[0] if factors else None, fill.magnitude)
+
+
+def _layout(fill: Fill, weights: Mapping[str, TensorView], parts: Sequence[_Blocks]) -> Layout:
+    return weights[fill.rows[0].tensor].format.layout(sum(map(len, parts)))
 
 
 class _Blocks:

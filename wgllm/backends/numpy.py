@@ -172,6 +172,12 @@ class RopeTable:
         self._turns = np.empty((0, dim // 2), np.complex64)
         self._last: tuple[Ints, Turns] | None = None
 
+    def table(self, first: int, last: int) -> np.ndarray[Any, np.dtype[np.complex64]]:
+        """What turns rows at the positions ``first:last``: [last - first, dim/2]."""
+        angle = np.arange(first, last, dtype=np.float32)[:, None] * self.frequency
+        table: np.ndarray[Any, np.dtype[np.complex64]] = np.cos(angle) + np.complex64(1j) * np.sin(angle)
+        return table if self.magnitude == 1 else table * self.magnitude
+
     def turns(self, pos: Ints) -> Turns:
         """What turns the rows at ``pos``; kept, since every layer of a step asks for the same."""
         if (last := self._last) is not None and last[0] is pos:
@@ -180,9 +186,7 @@ class RopeTable:
         table = self._turns
         if need > len(table):
             n = max(need, 2 * len(table), 256)
-            angle = np.arange(n, dtype=np.float32)[:, None] * self.frequency
-            table = np.cos(angle) + np.complex64(1j) * np.sin(angle)
-            self._turns = table = table if self.magnitude == 1 else table * self.magnitude
+            self._turns = table = self.table(0, n)
         turns = table[pos][:, None]
         cos, sin = turns.real, turns.imag
         found = Turns(turns, np.concatenate((cos, cos), axis=-1), np.concatenate((-sin, sin), axis=-1))

@@ -184,7 +184,7 @@ def _request(
     from wgllm import models
     from wgllm.backends.base import LoadOptions
     from wgllm.cache import cell_counts
-    from wgllm.llm import wanted_ctx_size
+    from wgllm.context import wanted_ctx_size
     from wgllm.lowering import PlanOptions, prepared, widest_step
 
     built = models.build(file)

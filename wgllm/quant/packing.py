@@ -71,13 +71,36 @@ class Layout:
             chunk = _slice(parts, at, at + step)
             for (start, stop), offset in zip(self.planes, self.offsets, strict=True):
                 width = stop - start
-                # As one wide element per block: NumPy copies those several times as fast as rows of a few bytes.
-                plane = (
-                    np.ascontiguousarray(chunk[:, start:stop].view(f"V{width}")).view(np.uint8).reshape(-1)
-                )
+                plane = _plane(chunk, start, stop)
                 if plane.size % 4:
                     plane = np.pad(plane, (0, -plane.size % 4))
                 yield 4 * offset + at * width, plane
+
+    def read(self, start: int, stop: int, *parts: Blocks) -> NDArray[np.uint8]:
+        """Bytes ``start:stop`` of the buffer alone: what lies elsewhere is not packed."""
+        out = np.zeros(stop - start, np.uint8)
+        if start < len(self.table):
+            table = np.frombuffer(self.table, np.uint8)[start:stop]
+            out[: table.size] = table
+        step = max(1, _PIECE // parts[0].shape[1])
+        for (left, right), offset in zip(self.planes, self.offsets, strict=True):
+            width, begin = right - left, 4 * offset
+            low, high = max(start, begin), min(stop, begin + self.n_blocks * width)
+            last = -(-(high - begin) // width)
+            for at in range((low - begin) // width, last, step) if low < high else ():
+                chunk = _slice(parts, at, min(at + step, last))
+                plane = _plane(chunk, left, right)
+                first = begin + at * width
+                inside = plane[max(0, low - first) : high - first]
+                there = max(low, first) - start
+                out[there : there + inside.size] = inside
+        return out
+
+
+def _plane(blocks: NDArray[np.uint8], left: int, right: int) -> NDArray[np.uint8]:
+    """Bytes ``left:right`` of each block."""
+    # As one wide element per block: NumPy copies those several times as fast as rows of a few bytes.
+    return np.ascontiguousarray(blocks[:, left:right].view(f"V{right - left}")).view(np.uint8).reshape(-1)
 
 
 def _slice(parts: Sequence[Blocks], first: int, last: int) -> NDArray[np.uint8]:
