@@ -70,6 +70,10 @@ class WorkerError(WgllmError):
     """The process that runs the model ended, could not be started, or failed in a way that has no class of its own."""
 
 
+class ServeError(WgllmError):
+    """The server could not be started, as where its port is taken."""
+
+
 class SessionStoreError(WgllmError):
     """The database of conversations cannot be used: the message says whether it is locked, full, damaged or too new."""
 

@@ -266,6 +266,10 @@ class Worker:
         """Each token's own text: for a list of candidates, as ``Event.top_logprobs`` has them."""
         return self._call("token_texts", {"ids": list(ids)})
 
+    def token_bytes(self, ids: Sequence[int]) -> Future[list[bytes]]:
+        """Each token's own bytes, which need not be whole characters."""
+        return self._call("token_bytes", {"ids": list(ids)}, lambda made: [bytes(b) for b in made])
+
     def sampling_params(self, **options: Unpack[SamplingOptions]) -> Future[SamplingParams]:
         """As ``Llm.sampling_params``: ``options``, else what the model's file says, else the defaults."""
         return self._call("sampling_params", dict(options), sampling_from_wire)

@@ -104,6 +104,7 @@ class WorkerProcess:
             "chat_tokens": lambda **arguments: self._model().chat_tokens(**arguments),
             "detokenize": lambda **arguments: self._model().tokenizer.detokenize(**arguments),
             "token_texts": self._token_texts,
+            "token_bytes": self._token_bytes,
             "sampling_params": self._sampling_params,
         }
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
@@ -296,6 +297,8 @@ class WorkerProcess:
         llm.close()
 
     def _sampling_params(self, **options: Any) -> dict[str, Any]:
+        if options.get("logit_bias"):  # JSON's keys are texts
+            options["logit_bias"] = {int(token): bias for token, bias in options["logit_bias"].items()}
         return sampling_to_wire(self._model().sampling_params(**options))
 
     def _token_texts(self, ids: list[int]) -> list[str]:
@@ -304,6 +307,10 @@ class WorkerProcess:
         return [
             tokenizer.detokenize([i], continuation=True) if i < tokenizer.vocab_size else f"#{i}" for i in ids
         ]
+
+    def _token_bytes(self, ids: list[int]) -> list[list[int]]:
+        tokenizer = self._model().tokenizer
+        return [list(tokenizer.token_bytes(i)) if i < tokenizer.vocab_size else [] for i in ids]
 
 
 def model_facts(llm: Llm, load_seconds: float) -> ModelFacts:

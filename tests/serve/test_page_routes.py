@@ -19,6 +19,7 @@ from tests.tiny import CTX, tiny
 from wgllm.backends.fills import packed_file
 from wgllm.plan import Plan
 from wgllm.serve import page_routes as routes_module
+from wgllm.serve.errors import EXCEPTION_HANDLERS
 from wgllm.serve.model import ServedModel
 from wgllm.serve.page_routes import page_routes
 from wgllm.serve.plans import LIMITS
@@ -43,7 +44,7 @@ def served(**options: Any) -> ServedModel:
 
 def client_of(model: ServedModel) -> TestClient:
     """Exceptions of the server's are raised: none is expected, whatever is asked."""
-    return TestClient(Starlette(routes=page_routes(model)))
+    return TestClient(Starlette(routes=page_routes(model), exception_handlers=dict(EXCEPTION_HANDLERS)))
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +353,7 @@ def test_weights_that_can_t_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("what", ["pieces", "weights"])
 def test_a_client_that_leaves_stops_the_work(what: str) -> None:
     model = served()
-    app = Starlette(routes=page_routes(model))
+    app = Starlette(routes=page_routes(model), exception_handlers=dict(EXCEPTION_HANDLERS))
     plan = client_of(model).post("/api/plans", json=WISH).json()
     path = f"/api/plans/{plan['id']}/{what}"
 

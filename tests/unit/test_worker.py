@@ -180,7 +180,13 @@ def test_a_model_does_what_it_does_here(inbox: Inbox, shared: Worker) -> None:
         assert shared.token_texts(tokens[:3]).result(PATIENCE) == [
             llm.tokenizer.detokenize([t], continuation=True) for t in tokens[:3]
         ]
+        assert shared.token_bytes([*tokens[:3], 10**6]).result(PATIENCE) == [
+            *(llm.tokenizer.token_bytes(t) for t in tokens[:3]),
+            b"",
+        ]
         assert shared.sampling_params(top_k=3).result(PATIENCE) == llm.sampling_params(top_k=3)
+        bias = {7: -1.0, 9: float("-inf")}
+        assert shared.sampling_params(logit_bias=bias).result(PATIENCE).logit_bias == bias
         for cached in (0, len(tokens) - 1):  # the cache is kept
             request = Request(
                 tokens, 40, SamplingParams(seed=5, logit_bias={7: -1.0}), ignore_eos=True, logprobs=3

@@ -21,6 +21,8 @@ from wgllm.errors import WgllmError, printable
 # name -> (module, one-line help); the help stands here so that `wgllm --help` imports no command.
 COMMANDS = {
     "chat": ("wgllm.cli.chat", "Talk with a model in the terminal."),
+    "web": ("wgllm.cli.serve", "Open a page that runs a model on the browser's graphics card."),
+    "serve": ("wgllm.cli.serve", "Serve the page and OpenAI's interface to other programs and machines."),
     "generate": ("wgllm.cli.generate", "Generate text from a prompt."),
     "pull": ("wgllm.cli.models", "Download a model."),
     "list": ("wgllm.cli.models", "List the models that are here or can be had."),

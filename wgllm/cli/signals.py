@@ -82,6 +82,35 @@ class Interrupts:
 
 
 @contextlib.contextmanager
+def ending(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, the first SIGTERM or SIGHUP calls ``stop`` instead of raising, and Terminated is raised in the end.
+
+    For event loops, where an exception that comes anywhere may get lost. A second signal ends the process.
+    """
+    seen: list[int] = []
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        stop()
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if seen:
+        raise Terminated(seen[0])
+
+
+@contextlib.contextmanager
 def nudging() -> Iterator[None]:
     """Inside, a signal that comes right before readline waits for a key is not seen only at the next key.
 

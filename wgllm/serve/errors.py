@@ -1,13 +1,24 @@
-"""How the server says that something went wrong: JSON in OpenAI's form."""
+"""How the server says that something went wrong: JSON in OpenAI's form, and a line for who runs it."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import Mapping
 
-from starlette.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wgllm.errors import printable
+from wgllm import debug
+from wgllm.errors import UsageError, WgllmError, printable
 
+log = logging.getLogger("wgllm.serve")
+
+CLOSE = {"Connection": "close"}
 _MESSAGE_LENGTH = 1000
 
 
@@ -27,3 +38,101 @@ def error_response(
     return JSONResponse(
         {"error": {"message": said, "type": kind, "param": param, "code": code}}, status, headers
     )
+
+
+# What Starlette says by itself, and what is said instead.
+_PHRASES = {
+    "Not Found": ("there is nothing at this address", "not_found"),
+    "Method Not Allowed": ("this address does not take that method", "method_not_allowed"),
+}
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Exceptions may have ``kind``, ``code`` and ``param`` as ``error_response`` takes them."""
+    assert isinstance(error, HTTPException)
+    message, code = _PHRASES.get(error.detail, (error.detail, None))
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    return error_response(
+        error.status_code,
+        message,
+        kind=getattr(error, "kind", kind),
+        code=getattr(error, "code", code),
+        param=getattr(error, "param", None),
+        headers=error.headers,
+    )
+
+
+async def on_wgllm_error(request: Request, error: Exception) -> Response:
+    """Messages of these errors are written for users; what was asked wrongly is the client's, all else is ours."""
+    if isinstance(error, UsageError):
+        return error_response(400, str(error))
+    log.error("%s: %s", _asked(request.scope), printable(str(error), _MESSAGE_LENGTH))
+    return error_response(500, str(error), kind="server_error")
+
+
+EXCEPTION_HANDLERS = {HTTPException: on_http_exception, WgllmError: on_wgllm_error}
+"""Starlette's, for errors that routes raise."""
+
+
+class Boundary:
+    """The outermost: headers that every answer has, requests in the log, and unexpected errors without details."""
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str], *, verbose: bool = False) -> None:
+        self._app = app
+        self._headers = headers
+        self._verbose = verbose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        status = 0
+        began = time.monotonic()
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+                # What the model's file is may change, what was asked is nobody's business.
+                headers.setdefault("Cache-Control", "no-cache" if "etag" in headers else "no-store")
+            await send(message)
+            if message.get("more_body", False):
+                # What has no need to wait, because a reader is fast or has gone, would let nobody else in.
+                await asyncio.sleep(0)
+
+        try:
+            await self._app(scope, receive, answer)
+        except ClientDisconnect:
+            pass
+        except asyncio.CancelledError:  # the server ends
+            if not status:
+                gone = error_response(503, "the server is ending", kind="server_error", headers=CLOSE)
+                await gone(scope, receive, answer)
+            raise
+        except Exception as error:
+            where = "" if debug.level() else " (WGLLM_DEBUG=1 shows where)"
+            problem = printable(f"{type(error).__name__}: {error}")
+            log.error(
+                "%s: internal error: %s%s",
+                _asked(scope),
+                " ".join(problem.split()),
+                where,
+                exc_info=error if debug.level() else None,
+            )
+            if status:
+                raise  # the connection is cut, so that nobody takes what was sent for the whole
+            response = error_response(500, "internal error of the server", kind="server_error")
+            await response(scope, receive, answer)
+        finally:
+            if self._verbose:
+                taken = 1000 * (time.monotonic() - began)
+                log.info("%s %s %.0f ms", _asked(scope), status or "-", taken)
+
+
+def _asked(scope: Scope) -> str:
+    """Method and path; what stands behind ``?`` is left out."""
+    return f"{printable(scope['method'], 20)} {printable(scope['path'], 100)}"

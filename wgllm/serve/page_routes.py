@@ -7,7 +7,6 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -20,6 +19,7 @@ from wgllm.serve.model import ServedModel
 from wgllm.serve.page_bodies import ChatTokens, Detokenize, PlanWish, SchedulesWish, Tokenize
 from wgllm.serve.plans import BrowserPlan, PlanRefused
 from wgllm.serve.ranges import UnsatisfiableRange, wanted_range
+from wgllm.serve.refusals import Refused
 from wgllm.serve.threads import Lane
 
 # What goes out at a time, so that no slow reader has much of it waiting.
@@ -48,31 +48,17 @@ def page_routes(model: ServedModel) -> list[Route]:
 
 
 def _answering(endpoint: Endpoint) -> Endpoint:
-    """Errors that are written for users, as answers."""
+    """With the model's own errors as refusals."""
 
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
         except PlanRefused as error:
-            return error_response(422, str(error), code=error.code)
-        except _UnknownPlan:
-            message = "the server does not know this plan (any more): ask for it again"
-            return error_response(404, message, code="unknown_plan")
-        except UsageError as error:
-            return error_response(400, str(error))
-        except HTTPException as error:  # a body that can't be read
-            code, param = (getattr(error, name, None) for name in ("code", "param"))
-            return error_response(
-                error.status_code, error.detail, code=code, param=param, headers=error.headers
-            )
+            raise Refused(422, str(error), code=error.code) from None
         except ModelFileError as error:  # a chat template that does not work
-            return error_response(400, str(error), code="model_file")
+            raise Refused(400, str(error), code="model_file") from None
 
     return answer
-
-
-class _UnknownPlan(Exception):
-    """It was never made, or too long ago."""
 
 
 class _Page:
@@ -191,7 +177,8 @@ class _Page:
     def _plan(self, request: Request) -> BrowserPlan:
         plan = self._model.plans.find(request.path_params["plan_id"])
         if plan is None:
-            raise _UnknownPlan
+            message = "the server does not know this plan (any more): ask for it again"
+            raise Refused(404, message, code="unknown_plan")
         return plan
 
 

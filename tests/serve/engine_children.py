@@ -1,0 +1,72 @@
+"""Processes of a worker that die, or get stuck: ``worker_process`` with a ``FakeEngine`` of another kind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from tests.serve.running import FakeWorker
+from wgllm import worker_process
+from wgllm.fake import FakeEngine
+from wgllm.worker import Listener
+from wgllm.worker_protocol import ModelFacts
+
+_START = "import sys; sys.path[:] = sys.argv[2:]; from tests.serve import engine_children as c; c.main(sys.argv[1])"
+
+
+def command(name: str) -> list[str]:
+    """Starts the child that the function ``name`` makes."""
+    return [sys.executable, "-c", _START, name, *(p for p in sys.path if p)]
+
+
+def plain() -> None:
+    """One that does what it should."""
+
+
+def never_loads() -> None:
+    """Dies at its start."""
+    os._exit(3)
+
+
+def stuck_in_loading() -> None:
+    FakeEngine.__init__ = lambda *args, **options: time.sleep(600)  # type: ignore[method-assign]
+
+
+def stuck_in_prefill() -> None:
+    FakeEngine.step = lambda engine: time.sleep(600)  # type: ignore[assignment, method-assign, return-value]
+
+
+def aborts() -> None:
+    """In the first step, as wgpu-native does."""
+    FakeEngine.step = lambda engine: os.abort()  # type: ignore[method-assign]
+
+
+def main(name: str) -> None:
+    globals()[name]()
+    worker_process.main()
+
+
+class Scripted(FakeWorker):
+    """Its n-th process is the n-th of ``children``, the last again and again."""
+
+    def __init__(self, listener: Listener, children: Sequence[str]) -> None:
+        super().__init__(listener)
+        self._children = list(children)
+        self.starts: list[dict[str, Any]] = []
+        """With which changes of the options each process was started."""
+
+    def load(self, model: Any, **options: Any) -> Future[ModelFacts]:
+        self._next({})
+        return super().load(model, **options)
+
+    def restart(self, **changes: Any) -> Future[ModelFacts]:
+        self._next(changes)
+        return super().restart(**changes)
+
+    def _next(self, changes: dict[str, Any]) -> None:
+        self._command = command(self._children[min(len(self.starts), len(self._children) - 1)])
+        self.starts.append(changes)

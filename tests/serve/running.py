@@ -1,0 +1,104 @@
+"""A server with OpenAI's routes on a port of this machine, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+
+from wgllm.serve.engine_host import EngineHost
+from wgllm.serve.openai_routes import chat_routes
+from wgllm.worker import Worker
+from wgllm.worker_protocol import ModelFacts
+
+# How long anything may take on a slow machine that does other things too.
+PATIENCE = 60.0
+T = TypeVar("T")
+
+
+class FakeWorker(Worker):
+    """Its models are ``FakeEngine``s: the options of ``load`` are those of ``load_fake``."""
+
+    def load(self, model: Any, **options: Any) -> Future[ModelFacts]:
+        return self.load_fake(**options)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What of a ``ServedModel`` the routes use."""
+
+    id: str
+
+
+class Running:
+    """A server that answers."""
+
+    def __init__(self, host: EngineHost, url: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.host, self.url, self._loop = host, url, loop
+
+    @property
+    def worker(self) -> Worker:
+        return self.host.worker
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """In the server's own loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
+
+
+@contextlib.contextmanager
+def running(make_host: Callable[[], EngineHost], name: str = "tiny", **state: Any) -> Iterator[Running]:
+    """Serves what ``make_host`` makes in the server's loop; ``state`` is the application's."""
+    started: Future[Running] = Future()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await host.aclose()
+
+    host = make_host()
+    app = Starlette(routes=list(chat_routes(host, Named(name))), lifespan=lifespan)
+    for key, value in state.items():
+        setattr(app.state, key, value)
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def told() -> None:
+            while not server.started:
+                await asyncio.sleep(0.005)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            started.set_result(Running(host, f"http://127.0.0.1:{port}", loop))
+
+        await asyncio.gather(server.serve(), told())
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    try:
+        yield started.result(PATIENCE)
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def fake_host(*replies: str, queue_size: int = 8, **options: Any) -> EngineHost:
+    """A host of a ``FakeEngine``."""
+    options = {"replies": list(replies) or ["Hello!"], **options}
+    return EngineHost("fake", options, queue_size=queue_size, make_worker=FakeWorker)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

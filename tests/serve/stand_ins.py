@@ -1,0 +1,277 @@
+"""A model and an engine that compute nothing, routes that show what reached them, and a server on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Send
+
+from wgllm.errors import DeviceError, UsageError
+from wgllm.serve.app import create_app
+from wgllm.serve.network import listeners
+from wgllm.serve.server import Server
+from wgllm.serve.settings import Settings
+
+KEY = "0123456789abcdef-the-key"
+OTHERS = "192.0.2.1"  # an address of nobody, which is not loopback
+
+
+class StandInModel:
+    """What the application wants of a model."""
+
+    id = "stand-in"
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class StandInHost:
+    """What the application wants of an engine's host."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.state = "idle"
+        self.closed = 0
+        self._failure = failure
+
+    async def start(self) -> None:
+        self.state = "loading"
+        await asyncio.sleep(0)
+        if self._failure is not None:
+            self.state = "failed"
+            raise self._failure
+        self.state = "ready"
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    def status(self) -> Mapping[str, Any]:
+        return {"state": self.state, "where": "a stand-in" if self.state == "ready" else None}
+
+
+class Seen:
+    """What the routes have seen."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.cancelled = threading.Event()
+        self.waiting = threading.Event()
+        self.released = threading.Event()
+
+
+def routes(seen: Seen) -> list[Route]:
+    async def echo(request: Request) -> Response:
+        body = await request.body()
+        seen.bodies.append(body)
+        return JSONResponse({"size": len(body)})
+
+    async def large(request: Request) -> Response:
+        return JSONResponse({"text": "word " * 100_000})
+
+    async def lines(request: Request) -> Response:
+        async def produced() -> AsyncIterator[bytes]:
+            for number in range(3):
+                yield b'{"number": %d}\n' % number * 300
+
+        return StreamingResponse(produced(), media_type="application/x-ndjson")
+
+    async def events(request: Request) -> Response:
+        async def produced() -> AsyncIterator[bytes]:
+            while True:
+                yield b"data: {}\n\n" * 200
+                seen.waiting.set()
+                await asyncio.sleep(0.01)
+
+        class Events(StreamingResponse):
+            async def stream_response(self, send: Send) -> None:
+                try:
+                    await super().stream_response(send)
+                finally:  # that of the generator would run when it is collected
+                    seen.cancelled.set()
+
+        return Events(produced(), media_type="text/event-stream")
+
+    async def weights(request: Request) -> Response:
+        data = bytes(4096)
+        if "range" in request.headers:
+            return Response(data[:2048], 206, {"Content-Range": "bytes 0-2047/4096", "ETag": '"x"'})
+        return Response(data, media_type="application/octet-stream")
+
+    async def flood(request: Request) -> Response:
+        async def produced() -> AsyncIterator[bytes]:
+            while True:
+                yield bytes(1 << 20)
+
+        return StreamingResponse(produced(), media_type="application/octet-stream")
+
+    async def boom(request: Request) -> Response:
+        raise ZeroDivisionError("secret of /root/model.gguf")
+
+    async def cut(request: Request) -> Response:
+        async def produced() -> AsyncIterator[bytes]:
+            yield b"begun"
+            raise ZeroDivisionError("too late")
+
+        return StreamingResponse(produced(), media_type="text/plain")
+
+    async def wrong(request: Request) -> Response:
+        raise UsageError("temperature: must not be negative")
+
+    async def refused(request: Request) -> Response:
+        error = HTTPException(404, "unknown plan", {"Retry-After": "7"})
+        vars(error).update(kind="not_here", code="unknown_plan", param="id")
+        raise error
+
+    async def no_device(request: Request) -> Response:
+        raise DeviceError("the graphics card was lost")
+
+    async def wait(request: Request) -> Response:
+        seen.waiting.set()
+        await asyncio.sleep(60)
+        return JSONResponse({})
+
+    async def compute(request: Request) -> Response:
+        from anyio import to_thread
+
+        seen.waiting.set()
+        await to_thread.run_sync(seen.released.wait, 30)
+        return JSONResponse({})
+
+    return [
+        Route("/v1/echo", echo, methods=["POST"]),
+        Route("/api/model", echo),
+        Route("/api/large", large),
+        Route("/api/lines", lines),
+        Route("/v1/events", events),
+        Route("/api/plans/x/weights", weights),
+        Route("/api/vocabulary", weights),
+        Route("/api/flood", flood),
+        Route("/api/boom", boom),
+        Route("/api/cut", cut),
+        Route("/api/wrong", wrong),
+        Route("/api/no_device", no_device),
+        Route("/api/refused", refused),
+        Route("/api/wait", wait),
+        Route("/api/compute", compute),
+    ]
+
+
+def application(settings: Settings | None = None, seen: Seen | None = None) -> Starlette:
+    used = Settings() if settings is None else settings
+    return create_app(StandInModel(), StandInHost(), used, routes=routes(seen or Seen()))
+
+
+def ask(
+    settings: Settings,
+    method: str,
+    path: str,
+    *,
+    seen: Seen | None = None,
+    base: str = "http://localhost:8080",
+    **options: Any,
+) -> httpx.Response:
+    """One request to an application of its own, without a socket."""
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(application(settings, seen), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(asked())
+
+
+def ask_raw(method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> tuple[int, bytes]:
+    """Status and body of a request whose path no client has tidied up."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode("utf-8", "surrogateescape"),
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), *headers],
+    }
+    asyncio.run(application()(scope, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+class Running:
+    """A server that runs in a thread."""
+
+    def __init__(self, app: Any, host: str, context: ssl.SSLContext | None, daemon: bool = True) -> None:
+        sockets = listeners(host, 0)
+        for each in sockets:
+            each.listen(1024)
+        self.port: int = sockets[0].getsockname()[1]
+        self.server = Server(app, sockets, context)
+        self.thread = threading.Thread(target=self.server.run, daemon=daemon)
+        self.thread.start()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def exchange(self, data: bytes) -> bytes:
+        """All that a connection answers to some bytes until it is closed."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            return read_all(connection)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=10, **options)
+
+    def health_seconds(self) -> float:
+        """How long /health takes on a connection of its own."""
+        began = time.monotonic()
+        found = self.exchange(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert found.startswith(b"HTTP/1.1 200 ") and b'"status":"ok"' in found
+        return time.monotonic() - began
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            found += data
+    return bytes(found)
+
+
+@contextlib.contextmanager
+def running(
+    settings: Settings | None = None,
+    seen: Seen | None = None,
+    *,
+    context: ssl.SSLContext | None = None,
+    app: Any = None,
+    daemon: bool = True,
+) -> Iterator[Running]:
+    used = Settings() if settings is None else settings
+    made = Running(application(used, seen) if app is None else app, used.host, context, daemon)
+    try:
+        yield made
+    finally:
+        made.server.stop()
+        made.thread.join(10)
+        assert not made.thread.is_alive()

@@ -1,0 +1,394 @@
+"""The queue before the engine, and the process that computes, which may die at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from tests.serve.engine_children import Scripted
+from tests.serve.running import PATIENCE, FakeWorker
+from wgllm.engine import Event
+from wgllm.errors import DeviceError
+from wgllm.serve.engine_child import Progress
+from wgllm.serve.engine_host import Ask, EngineHost
+from wgllm.serve.refusals import EngineDied, HostClosed, NotLoaded, QueueFull
+from wgllm.serve.turns import Turns
+from wgllm.worker import Worker
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+
+
+class Kept:
+    """A reply that keeps all."""
+
+    def __init__(self, *, streamed: bool = False) -> None:
+        self.streamed = streamed
+        self.progress: list[Progress] = []
+        self.events: list[Event] = []
+        self.begun_again = 0
+        self.something = asyncio.Event()
+
+    def tell(self, progress: Progress) -> None:
+        self.progress.append(progress)
+        self.something.set()
+
+    async def add(self, events: Sequence[Event]) -> None:
+        self.events += events
+        self.something.set()
+
+    def again(self) -> bool:
+        if self.streamed and self.events:
+            return False
+        self.events.clear()
+        self.begun_again += 1
+        return True
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events)
+
+
+async def prompt(worker: Worker) -> list[int]:
+    return await asyncio.wrap_future(worker.tokenize("Hi"))
+
+
+ASK = Ask(prompt)
+
+
+@contextlib.asynccontextmanager
+async def hosted(
+    *replies: str, children: Sequence[str] = ("plain",), queue_size: int = 4, **options: Any
+) -> AsyncIterator[tuple[EngineHost, Scripted]]:
+    """A host whose processes are ``children``, one after the other."""
+    made: list[Scripted] = []
+
+    def make(listener: Any) -> Scripted:
+        made.append(Scripted(listener, children))
+        return made[0]
+
+    host = EngineHost(
+        "fake",
+        {"replies": list(replies) or ["Hello!"], **options},
+        queue_size=queue_size,
+        make_worker=make,
+    )
+    try:
+        yield host, made[0]
+    finally:
+        await host.aclose()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, PATIENCE))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def kill(host: EngineHost) -> int:
+    """SIGKILL for the process; returns its number."""
+    pid = host.worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def outcome(work: Awaitable[Any]) -> Any:
+    """What work raised, or returned."""
+    try:
+        return await work
+    except Exception as error:
+        return error
+
+
+# The queue
+
+
+def test_turns_come_in_order_and_leaving_makes_room() -> None:
+    async def work() -> None:
+        turns, seen = Turns(2), []
+        first = turns.enter()
+        await first.wait()
+        second = turns.enter(lambda done, total: seen.append((done, total)))
+        third = turns.enter(lambda done, total: seen.append((done, total)))
+        assert (turns.running, turns.waiting) == (1, 2) and seen == [(0, 1), (0, 2)]
+        with pytest.raises(QueueFull) as full:
+            turns.enter()
+        assert full.value.retry_after >= 1
+        second.leave()  # gives up
+        assert seen[-1] == (1, 2) and not third.granted.done()
+        fourth = turns.enter()
+        first.leave()
+        await third.wait()
+        assert not fourth.granted.done()
+        for place in (third, first, second, fourth, fourth):
+            place.leave()
+        assert (turns.running, turns.waiting) == (0, 0)
+
+    run(work())
+
+
+def test_a_place_whose_owner_was_cancelled_is_passed_on() -> None:
+    async def work() -> None:
+        turns = Turns(2)
+        first, second, third = turns.enter(), turns.enter(), turns.enter()
+        waiting = asyncio.create_task(second.wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        first.leave()  # before the one who was cancelled could leave
+        second.leave()
+        await third.wait()
+        third.leave()
+        assert (turns.running, turns.waiting) == (0, 0)
+
+    run(work())
+
+
+def test_estimates_follow_what_requests_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        now = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        turns = Turns(0)
+        for _ in range(40):
+            place = turns.enter()
+            now[0] += 30.0
+            place.leave()
+        turns.enter()
+        assert turns.estimate() == pytest.approx(30, rel=0.01)
+        now[0] += 20.0
+        assert turns.estimate() == pytest.approx(10, rel=0.01)
+        now[0] += 2000.0
+        assert turns.estimate() == 1.0
+
+    run(work())
+
+
+def test_requests_run_one_by_one_and_cancelled_ones_never_begin() -> None:
+    async def work() -> None:
+        async with hosted("a" * 400, "b", "c", delay=0.01) as (host, _):
+            replies = [Kept() for _ in range(3)]
+            tasks = []
+            for reply in replies:
+                tasks.append(asyncio.create_task(host.generate(ASK, reply)))
+                await asyncio.sleep(0)
+            await until(lambda: bool(replies[0].events))
+            status = host.status()
+            assert (status["state"], status["running"], status["waiting"]) == ("ready", 1, 2)
+            assert [p for p in replies[2].progress if p.stage == "queue"] == [Progress("queue", 0, 2)]
+            tasks[1].cancel()
+            await until(lambda: host.status()["waiting"] == 1)
+            tasks[0].cancel()  # in the middle of 4 seconds
+            await asyncio.wait(tasks)
+            assert replies[1].events == [] and tasks[2].exception() is None
+            assert replies[2].text == "b"  # the second request that the engine saw
+            assert Progress("queue", 1, 2) in replies[2].progress
+            assert host.status()["running"] == 0
+
+    run(work())
+
+
+# Loading
+
+
+def test_it_loads_when_it_is_needed_and_says_so() -> None:
+    async def work() -> None:
+        async with hosted("Hello!") as (host, worker):
+            assert host.status()["state"] == "idle" and worker.pid is None
+            await host.start()
+            assert host.status()["state"] == "loading"
+            replies = [Kept(), Kept()]
+            await asyncio.gather(*(host.generate(ASK, reply) for reply in replies))
+            assert [reply.text for reply in replies] == ["Hello!", "Hello!"]
+            status = host.status()
+            assert status["state"] == "ready" and status["where"] == "without a model"
+            assert status["message"] is None and len(worker.starts) == 1
+            assert [p.stage for p in replies[0].progress] == ["prefill"]
+
+    run(work())
+
+
+def test_progress_of_loading_reaches_all_who_wait() -> None:
+    async def work() -> None:
+        async with hosted("Hi", children=("stuck_in_loading", "plain")) as (host, _):
+            replies = [Kept(), Kept()]
+            tasks = [asyncio.create_task(host.generate(ASK, reply)) for reply in replies]
+            await until(lambda: host.worker.alive)
+            told = Progress("download", 3, 10, "a.gguf")
+            from wgllm.worker import Loading, Notice
+
+            host._child._listen(Loading("download", "a.gguf", 3, 10))
+            host._child._listen(Notice("tuning"))
+            await until(lambda: all(told in reply.progress for reply in replies))
+            status = host.status()
+            assert status["progress"] == {"stage": "download", "done": 3, "total": 10, "label": "a.gguf"}
+            assert (status["state"], status["message"]) == ("loading", "tuning")
+            await kill(host)
+            await asyncio.gather(*tasks)
+            assert host.status()["progress"] is None
+
+    run(work())
+
+
+def test_a_model_that_cannot_be_loaded_is_not_tried_again_at_once() -> None:
+    async def work() -> None:
+        class Bad(FakeWorker):
+            loads = 0
+
+            def load(self, model: Any, **options: Any) -> Any:
+                type(self).loads += 1
+                return Worker.load(self, "no-such-model", offline=True)
+
+        host = EngineHost("no-such-model", {}, queue_size=1, make_worker=Bad)
+        try:
+            for _ in range(3):
+                with pytest.raises(NotLoaded, match="no-such-model") as caught:
+                    await host.generate(ASK, Kept())
+                assert 0 < caught.value.retry_after <= 2
+            assert Bad.loads == 1
+            status = host.status()
+            assert status["state"] == "failed" and "no-such-model" in status["message"]
+        finally:
+            await host.aclose()
+
+    run(work())
+
+
+def test_a_process_that_dies_at_every_start_is_started_four_times() -> None:
+    async def work() -> None:
+        async with hosted(children=("never_loads",)) as (host, worker):
+            for _ in range(3):
+                with pytest.raises(NotLoaded, match="ended by itself"):
+                    await host.generate(ASK, Kept())
+            # Twice on the card, then twice without.
+            assert worker.starts == [{}, {}, {"backend": "numpy"}, {}]
+            assert host.status()["state"] == "failed"
+
+    run(work())
+
+
+# Deaths
+
+
+@POSIX
+@pytest.mark.parametrize("child", ["stuck_in_loading", "stuck_in_prefill"])
+def test_killed_before_the_first_token_it_begins_again(child: str) -> None:
+    async def work() -> None:
+        async with hosted("Hello!", children=(child, "plain")) as (host, worker):
+            reply = Kept(streamed=True)
+            task = asyncio.create_task(host.generate(ASK, reply))
+            if child == "stuck_in_loading":
+                await until(lambda: host.worker.alive)
+                await asyncio.sleep(0.1)
+            else:
+                await until(lambda: bool(reply.progress))
+            killed = await kill(host)
+            await task
+            assert reply.text == "Hello!" and host.worker.pid != killed
+            assert len(worker.starts) == 2 and host.status()["restarts"] == 1
+
+    run(work())
+
+
+@POSIX
+def test_killed_while_it_streams_the_reply_ends_and_the_next_one_is_whole() -> None:
+    async def work() -> None:
+        text = "word " * 40
+        async with hosted(text, delay=0.005) as (host, worker):
+            for streamed in (True, False):
+                reply = Kept(streamed=streamed)
+                task = asyncio.create_task(host.generate(ASK, reply))
+                await until(lambda: len(reply.events) > 3)  # noqa: B023
+                await kill(host)
+                result = await outcome(task)
+                if streamed:
+                    assert isinstance(result, EngineDied) and "SIGKILL" in str(result)
+                    assert reply.begun_again == 0 and text.startswith(reply.text) and reply.text
+                else:
+                    assert result is None and reply.text == text and reply.begun_again == 1
+            assert len(worker.starts) == 3
+
+    run(work())
+
+
+@POSIX
+def test_killed_while_nobody_asks_it_is_started_again() -> None:
+    async def work() -> None:
+        async with hosted() as (host, _):
+            await host.generate(ASK, Kept())
+            killed = await kill(host)
+            await until(lambda: host.status()["state"] == "ready" and host.worker.pid != killed)
+
+    run(work())
+
+
+@POSIX
+def test_a_card_whose_driver_kills_twice_is_given_up() -> None:
+    async def work() -> None:
+        async with hosted("Hi", children=("aborts", "aborts", "plain")) as (host, worker):
+            with pytest.raises(EngineDied, match="SIGABRT"):
+                await host.generate(ASK, Kept())
+            reply = Kept()
+            await host.generate(ASK, reply)
+            assert reply.text == "Hi"
+            assert worker.starts == [{}, {}, {"backend": "numpy"}]
+            assert "without the graphics card" in host.status()["message"]
+
+    run(work())
+
+
+@POSIX
+def test_deaths_that_good_replies_lie_between_are_not_in_a_row() -> None:
+    async def work() -> None:
+        async with hosted() as (host, worker):
+            for _ in range(3):
+                await host.generate(ASK, Kept())
+                killed = await kill(host)
+                await until(lambda: host.worker.pid != killed)  # noqa: B023
+            await host.generate(ASK, Kept())
+            assert worker.starts == [{}] * 4 and host.status()["message"] is None
+
+    run(work())
+
+
+def test_a_lost_device_is_as_good_as_a_death() -> None:
+    async def work() -> None:
+        async with hosted(error=DeviceError("the GPU was lost")) as (host, worker):
+            with pytest.raises(EngineDied, match="the GPU was lost"):
+                await host.generate(ASK, Kept())
+            assert len(worker.starts) >= 2
+
+    run(work())
+
+
+# The end
+
+
+@pytest.mark.parametrize("child", ["stuck_in_loading", "stuck_in_prefill", "plain"])
+def test_closing_is_quick_whatever_happens(child: str) -> None:
+    async def work() -> None:
+        async with hosted("a" * 2000, children=(child,), delay=0.01) as (host, worker):
+            replies = [Kept(), Kept()]
+            tasks = [asyncio.create_task(outcome(host.generate(ASK, reply))) for reply in replies]
+            if child == "stuck_in_loading":
+                await until(lambda: worker.alive)
+            else:
+                await until(lambda: bool(replies[0].progress))
+            started = time.monotonic()
+            await host.aclose()
+            assert time.monotonic() - started < 10
+            results = await asyncio.gather(*tasks)
+            assert all(isinstance(result, HostClosed) for result in results), results
+            assert not worker.alive
+            with pytest.raises(HostClosed):
+                await host.generate(ASK, Kept())
+
+    run(work())

@@ -1,0 +1,79 @@
+"""What the application starts and closes, and what it tells of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.serve.stand_ins import StandInHost, StandInModel
+from wgllm.errors import DeviceError, WgllmError
+from wgllm.serve.app import create_app
+from wgllm.serve.settings import Settings
+
+
+class SlowHost(StandInHost):
+    """Begins to load and comes back, as a host that loads in another process; then it is ready, or has failed."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        self._end = end
+
+    async def start(self) -> None:
+        asyncio.get_running_loop().call_later(0.05, lambda: setattr(self, "state", "loading"))
+        if self._end != "loading":
+            asyncio.get_running_loop().call_later(0.15, lambda: setattr(self, "state", self._end))
+
+    def status(self) -> Mapping[str, Any]:
+        return {**super().status(), "message": "the weights do not fit"}
+
+
+Told = list[tuple[str, WgllmError | None]]
+
+
+def lived(host: StandInHost, seconds: float, *, load: bool = True) -> Told:
+    """What an application told in its short life."""
+    told: Told = []
+    model = StandInModel()
+
+    async def live() -> None:
+        app = create_app(
+            model,
+            host,
+            Settings(load_at_start=load),
+            routes=[],
+            on_engine=lambda status, error: told.append((status["state"], error)),
+        )
+        async with app.router.lifespan_context(app):
+            end = asyncio.get_running_loop().time() + seconds
+            while not told and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(live())
+    assert (host.closed, model.closed) == (1, 1)
+    return told
+
+
+@pytest.mark.parametrize("host", [StandInHost(), SlowHost("ready")], ids=["waits", "comes back"])
+def test_the_engine_is_told_when_it_is_ready(host: StandInHost) -> None:
+    assert lived(host, 5) == [("ready", None)]
+
+
+def test_what_went_wrong_is_told() -> None:
+    error = DeviceError("there is no graphics card")
+    assert lived(StandInHost(error), 5) == [("failed", error)]
+    ((state, said),) = lived(SlowHost("failed"), 5)
+    assert state == "failed" and str(said) == "the weights do not fit"
+    ((_, unexpected),) = lived(StandInHost(ZeroDivisionError("x")), 5)
+    assert isinstance(unexpected, WgllmError)
+
+
+def test_the_end_does_not_wait_for_an_engine_that_loads() -> None:
+    assert lived(SlowHost("loading"), 0.1) == []
+
+
+def test_an_engine_that_nobody_needs_is_not_started() -> None:
+    host = StandInHost()
+    assert lived(host, 0.05, load=False) == [] and host.state == "idle"

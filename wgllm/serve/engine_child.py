@@ -1,0 +1,236 @@
+"""The process that computes, kept running: loaded when it is needed, started again when a driver ended it.
+
+A process that dies is started again at once. The second death in a row (no request ended well in between) of one that
+computed on a graphics card is the card's last: NumPy goes on. A model that can't be loaded is not tried again before
+some time has passed, twice as long after each failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from wgllm.errors import DeviceError, WgllmError, WorkerError
+from wgllm.serve.refusals import HostClosed, NotLoaded
+from wgllm.worker import Listener, Loading, Message, Notice, Worker
+from wgllm.worker_child import Died
+from wgllm.worker_protocol import ModelFacts
+
+# Deaths in a row that a graphics card is allowed, and any process.
+_MOST_DEATHS = 2
+_FIRST_PAUSE = 2.0
+_LONGEST_PAUSE = 300.0
+# How long a process may take to end when it is asked to.
+_CLOSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far something is that a request waits for."""
+
+    stage: str
+    """``download`` and ``weights`` in bytes, ``queue`` in requests that were ahead, ``prefill`` in tokens."""
+    done: int
+    total: int
+    label: str = ""
+
+
+Tell = Callable[[Progress], None]
+
+
+class EngineChild:
+    """A ``Worker`` with its model. Belongs to one event loop."""
+
+    def __init__(
+        self, model: str, options: Mapping[str, Any], make: Callable[[Listener], Worker] = Worker
+    ) -> None:
+        """``options`` are those of ``wgllm.load`` as plain data."""
+        self._model, self._options = model, dict(options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.worker = make(self._listen)
+        self._watchers: set[Tell] = set()
+        self._loading: asyncio.Task[None] | None = None
+        self._starts = 0
+        """Which start of a process runs, from 1 on."""
+        self._counted = 0
+        """The last start whose death was counted."""
+        self._deaths = 0
+        """In a row."""
+        self._pause = _FIRST_PAUSE
+        self._retry_at = 0.0
+        self._error: WgllmError | None = None
+        self._closed = False
+        self.on_card = self._options.get("backend") != "numpy"
+        self.gave_up_card = False
+        self.restarts = 0
+        self.progress: Progress | None = None
+        self.notice: str | None = None
+
+    @property
+    def state(self) -> str:
+        """``idle`` (nothing was loaded yet), ``loading``, ``ready`` or ``failed``."""
+        if self._loading is not None:
+            return "loading"
+        if self.worker.facts is not None:
+            return "ready"
+        return "idle" if self._error is None else "failed"
+
+    @property
+    def message(self) -> str | None:
+        """What a user should know: why nothing is loaded, or that the graphics card is not used any more."""
+        if self.state == "failed":
+            return str(self._error)
+        if self.gave_up_card:
+            return "computing without the graphics card: its driver ended the model's process twice"
+        return self.notice if self.state == "loading" else None
+
+    def load_soon(self) -> None:
+        """Begins to load, unless that has been done."""
+        if self._loading is None and self.worker.facts is None and not self._closed:
+            self._loop = asyncio.get_running_loop()
+            self._loading = self._loop.create_task(self._load())
+            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def ready(self, tell: Tell) -> ModelFacts:
+        """The facts of the model, which is loaded first where it is not. Raises a WgllmError."""
+        facts = self.worker.facts
+        if facts is not None and self._loading is None:
+            return facts
+        if self._closed:
+            raise HostClosed("the server is shutting down")
+        if self._loading is None:
+            if (left := self._retry_at - time.monotonic()) > 0:
+                raise NotLoaded(str(self._error), left)
+            self.load_soon()
+        assert self._loading is not None
+        with self.watched(tell):
+            if self.progress is not None:
+                tell(self.progress)
+            await asyncio.wait({self._loading})  # which goes on when nobody waits any more
+        if self._closed:
+            raise HostClosed("the server is shutting down")
+        if (facts := self.worker.facts) is None:
+            left = self._retry_at - time.monotonic()
+            raise NotLoaded(str(self._error or "its process has ended"), max(left, 0.0))
+        return facts
+
+    @contextlib.contextmanager
+    def watched(self, tell: Tell) -> Iterator[None]:
+        """Within it ``tell`` hears how far loading is."""
+        self._watchers.add(tell)
+        try:
+            yield
+        finally:
+            self._watchers.discard(tell)
+
+    async def ask(self, question: Callable[[Worker], Future[Any]]) -> Any:
+        """The answer to a call of the worker."""
+        return await asyncio.wrap_future(question(self.worker))
+
+    def broken_by(self, error: WgllmError) -> bool:
+        """Whether ``error`` means that the process, or its device, is gone: it is then counted, and started again."""
+        if not isinstance(error, DeviceError) and not (
+            isinstance(error, WorkerError) and not self.worker.alive
+        ):
+            return False
+        if self._closed:
+            raise HostClosed("the server is shutting down")
+        self._gone()
+        return True
+
+    def worked(self) -> None:
+        """A request ended well: deaths before it don't count any more."""
+        self._deaths = 0
+        self._pause = _FIRST_PAUSE
+
+    async def aclose(self) -> None:
+        """Ends the process, also in the middle of loading."""
+        self._closed = True
+        if self._loading is not None:
+            self._loading.cancel()
+        await asyncio.to_thread(self.worker.close, _CLOSE_SECONDS)
+
+    def _gone(self) -> None:
+        """Counts the death of the process that was started last, once, and begins to start another."""
+        if self._counted == self._starts:
+            return
+        self._counted = self._starts
+        self._deaths += 1
+        self.worker.kill()  # it may be there still, without a device
+        if self._loading is None and not self._closed:
+            if self._deaths <= _MOST_DEATHS:
+                self.load_soon()
+            else:
+                self._fail(WorkerError("the model's process ended again and again"))
+
+    def _fail(self, error: WgllmError) -> None:
+        self._error = error
+        self._retry_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    async def _load(self) -> None:
+        try:
+            while not await self._load_once():
+                pass
+        finally:
+            self._loading = self.progress = self.notice = None
+
+    async def _load_once(self) -> bool:
+        """Whether that was the last try."""
+        changes: dict[str, Any] = {}
+        if self.on_card and self._deaths >= _MOST_DEATHS:
+            changes["backend"] = "numpy"
+            self.on_card, self.gave_up_card, self._deaths = False, True, 0
+        try:
+            facts = await asyncio.wrap_future(self._start(changes))
+        except WgllmError as error:
+            if self._closed:
+                return True
+            if isinstance(error, WorkerError) and not self.worker.alive:
+                self._counted = self._starts
+                self._deaths += 1
+                # A card gets a second try and NumPy two more; a process that never lives gets no others.
+                if self._deaths < _MOST_DEATHS or self.on_card:
+                    return False
+                self._deaths = 0
+            self._fail(error)
+            return True
+        self.on_card = not facts.where.startswith("numpy")
+        self._error = None
+        return True
+
+    def _start(self, changes: Mapping[str, Any]) -> Future[ModelFacts]:
+        """Starts a process: some milliseconds, in which ``aclose`` can't miss it."""
+        self._starts += 1
+        if self._starts == 1:
+            return self.worker.load(self._model, **self._options)
+        self.restarts += 1
+        return self.worker.restart(**changes)
+
+    # In the worker's reading thread
+
+    def _listen(self, message: Message) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(self._heard, message)
+
+    # In the loop again
+
+    def _heard(self, message: Message) -> None:
+        if isinstance(message, Loading):
+            self._tell(Progress(message.stage, message.done, message.total, message.label))
+        elif isinstance(message, Notice):
+            self.notice = message.text
+        elif isinstance(message, Died) and self._loading is None and not self.worker.alive:
+            self._gone()
+
+    def _tell(self, progress: Progress) -> None:
+        self.progress = progress
+        for tell in tuple(self._watchers):
+            tell(progress)
