@@ -21,7 +21,7 @@ from wgllm.plan import Plan
 from wgllm.wgsl import Source
 
 HERE = Path(__file__).parent
-RUNTIME = HERE.parents[1] / "wgllm" / "web" / "runtime.js"
+MODULES = HERE.parents[1] / "wgllm" / "web"
 
 # WebGPU on a software adapter, which browsers do not offer by themselves.
 FLAGS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
@@ -45,13 +45,14 @@ def find_chromium() -> str:
 
 
 class Server:
-    """Serves the page, ``runtime.js`` and what tests register, to this machine alone."""
+    """Serves the page, the modules of ``wgllm/web`` and what tests register, to this machine alone."""
 
     def __init__(self) -> None:
         self._files = {
             "/": ("text/html", (HERE / "page.html").read_bytes()),
-            "/runtime.js": ("text/javascript", RUNTIME.read_bytes()),
         }
+        for module in MODULES.glob("*.js"):
+            self._files[f"/{module.name}"] = ("text/javascript", module.read_bytes())
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
         self._thread.start()
@@ -96,12 +97,41 @@ class Server:
         return Handler
 
 
+class Tab:
+    """A page of the same browser."""
+
+    def __init__(self, thread: ThreadPoolExecutor, page: Any, ready: str) -> None:
+        self._thread = thread
+        self._page = page
+        self._ready = ready
+        self.problems: list[str] = []
+        """What was not caught, and what the console has against the page."""
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
+
+    def evaluate(self, script: str, argument: object = None) -> Any:
+        return self._thread.submit(self._page.evaluate, script, argument).result()
+
+    def go(self, url: str) -> None:
+        """Also to where it is: a reload."""
+        self._thread.submit(self._go, url).result()
+
+    def close(self) -> None:
+        self._thread.submit(self._page.context.close).result()
+
+    def _go(self, url: str) -> None:
+        self._page.goto(url)
+        self._page.wait_for_function(f"() => window.{self._ready}")
+
+
 class BrowserPage:
     """The open page. Its functions are those of ``window.wgllm`` in page.html."""
 
-    def __init__(self, call: Callable[..., Any], server: Server) -> None:
+    def __init__(self, call: Callable[..., Any], server: Server, tab: Callable[[str, str], Tab]) -> None:
         self._call = call
         self.register = server.register
+        self.open = tab
+        """A fresh tab, which shares no storage with others, at an address, when ``window`` has that name."""
 
     def evaluate(self, script: str, argument: object = None) -> Any:
         """What a JavaScript function gives for ``argument``, both as JSON."""
@@ -162,7 +192,13 @@ def opened() -> Iterator[BrowserPage]:
         def call(script: str, argument: object) -> Any:
             return thread.submit(page.evaluate, script, argument).result()
 
-        yield BrowserPage(call, server)
+        def tab(url: str, ready: str) -> Tab:
+            fresh = thread.submit(lambda: page.context.browser.new_context().new_page()).result()
+            made = Tab(thread, fresh, ready)
+            made.go(url)
+            return made
+
+        yield BrowserPage(call, server, tab)
 
 
 def _launch(url: str) -> tuple[Any, Callable[[], None]]:

@@ -123,5 +123,5 @@ async function errorOf(response) {
     if (code === "too_large") {
         return new ModelError("too-large", said);
     }
-    return new ModelError(response.status < 500 ? "request" : "server", said);
+    return new ModelError(response.status < 500 ? "request" : "server", said, { code });
 }

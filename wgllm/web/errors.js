@@ -17,11 +17,13 @@ export class ModelError extends Error {
     /**
      * @param {ErrorKind} kind
      * @param {string} message One line.
-     * @param {{retryAfter?: number | null}} [details] `retryAfter`: seconds after which the server may have time.
+     * @param {{retryAfter?: number | null, code?: string}} [details] `retryAfter`: seconds after which the server may
+     *     have time; `code`: the server's own.
      */
-    constructor(kind, message, { retryAfter = null } = {}) {
+    constructor(kind, message, { retryAfter = null, code = "" } = {}) {
         super(message.replace(/\s+/g, " ").trim());
         this.kind = kind;
         this.retryAfter = retryAfter;
+        this.code = code;
     }
 }
