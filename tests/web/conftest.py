@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from tests.web.browser import BrowserPage, NoBrowser, opened
+from tests.web.chat_page import ChatBrowser, chat_browser_opened
 
 NO_BROWSER = "no browser with WebGPU"
 
@@ -19,9 +20,23 @@ def browser_page() -> Iterator[BrowserPage]:
         with opened() as page:
             yield page
     except NoBrowser as error:
-        if os.environ.get("WGLLM_REQUIRE_BROWSER"):  # CI, which has installed one
-            pytest.fail(f"{NO_BROWSER}: {error}")
-        pytest.skip(f"{NO_BROWSER}: {error}")
+        without_browser(error)
+
+
+@pytest.fixture(scope="session")
+def chat_browser() -> Iterator[ChatBrowser]:
+    """A Chromium for tests of the chat page, see ``chat_page.on_page``; skips where there is none."""
+    try:
+        with chat_browser_opened() as browser:
+            yield browser
+    except NoBrowser as error:
+        without_browser(error)
+
+
+def without_browser(error: NoBrowser) -> None:
+    if os.environ.get("WGLLM_REQUIRE_BROWSER"):  # CI, which has installed one
+        pytest.fail(f"{NO_BROWSER}: {error}")
+    pytest.skip(f"{NO_BROWSER}: {error}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,228 @@
+/** The page: makes its parts, and tells each of what the others do. */
+
+import { Api } from "./api.js";
+import { LocalModel } from "./local_model.js";
+import { openCard } from "./page/card_dialog.js";
+import { Chats } from "./page/chats.js";
+import { Composer } from "./page/composer.js";
+import { Compute } from "./page/compute.js";
+import { byId } from "./page/dom.js";
+import { exportChat, readChats } from "./page/files.js";
+import { KeyDialog } from "./page/key_dialog.js";
+import { LogView } from "./page/log_view.js";
+import { notice } from "./page/notices.js";
+import { Panel } from "./page/panel.js";
+import { defaults, Kept, Settings } from "./page/settings.js";
+import { SettingsDialog } from "./page/settings_dialog.js";
+import * as shortcuts from "./page/shortcuts.js";
+import { Side } from "./page/side.js";
+import { ChatStore, MemoryStore } from "./page/store.js";
+import { enter } from "./page/tabs.js";
+import { oneLine } from "./page/text.js";
+import { faultOf } from "./page/troubles.js";
+import { ServerModel } from "./server_model.js";
+
+/** @typedef {import("./page/troubles.js").Remedy} Remedy */
+
+/** @param {"localStorage" | "sessionStorage"} name */
+function storage(name) {
+    try {
+        return new Kept(window[name]);
+    } catch {
+        return new Kept(null); // forbidden to this page
+    }
+}
+
+const BASE = new URL(".", document.baseURI).href;
+
+const MAKERS = {
+    gpu: (/** @type {Api} */ api) => new LocalModel(api),
+    server: (/** @type {Api} */ api) => new ServerModel(api),
+    obstacle: () => LocalModel.obstacle(),
+};
+
+class App {
+    /** @type {Compute | null} */ compute = null;
+    #settings = new Settings(storage("localStorage"));
+    #key = new KeyDialog(storage("sessionStorage"), storage("localStorage"), () => void this.connect());
+    #panel = new Panel((remedy) => void this.#remedy(remedy));
+    #composer = new Composer({
+        onSend: (text) => this.chats.send(text),
+        onStop: () => this.chats.stop(),
+        onEditLast: () => this.chats.command("editLast"),
+    });
+    #side = new Side({
+        open: (id) => void this.chats.open(id),
+        create: () => this.chats.create(),
+        rename: (id, title) => void this.chats.rename(id, title),
+        remove: (id) => void this.chats.remove(id),
+        exportAs: (id, kind) => void this.chats.find(id).then((chat) => chat && exportChat(chat, kind)),
+        search: (text) => this.store.search(text),
+        importFiles: (files) => void this.chats.take(readChats(files)),
+    });
+    #dialog = new SettingsDialog(this.#settings, {
+        onWhere: (where) => void this.#compute(where),
+        onSystem: (text) => void this.chats.setSystem(text),
+        onKey: () => this.#key.ask(),
+    });
+    #log = new LogView((act, message, text) => void this.chats.act(act, message, text));
+    /** @type {Chats} */ chats;
+
+    /** @param {ChatStore | MemoryStore} store */
+    constructor(store) {
+        this.store = store;
+        this.chats = new Chats({
+            store,
+            log: this.#log,
+            side: this.#side,
+            composer: this.#composer,
+            settings: this.#settings,
+            compute: () => this.compute,
+            onShow: (shown) => this.#panel.place(shown),
+            onRemedy: (remedy) => this.#remedy(remedy),
+        });
+        byId("open-settings").addEventListener("click", () => this.openSettings());
+        for (const id of ["open-card", "where"]) {
+            byId(id).addEventListener("click", () => this.compute && void openCard(this.compute));
+        }
+        shortcuts.listen((command) => this.#command(command));
+    }
+
+    /** Asks the server for its model, and begins to load it. */
+    async connect() {
+        const key = this.#key.key;
+        const api = new Api(BASE, key);
+        let info;
+        try {
+            info = await api.json("api/model");
+        } catch (error) {
+            const fault = faultOf(error);
+            this.#panel.showFault(fault);
+            if (fault.kind === "key") {
+                this.#key.ask({ wrong: key !== null });
+            }
+            return;
+        }
+        this.#settings.useDefaults(defaults(info.sampling));
+        this.#composer.setModel(oneLine(info.name || info.id || "the model", 40));
+        this.#panel.showModel(info);
+        if (info.has_template === false) {
+            notice(
+                "template",
+                "This model has no chat template: it was made to go on with a text, not to answer. The server's option --chat-template can give it one.",
+            );
+        }
+        if (this.compute === null) {
+            const compute = new Compute(api, info, MAKERS);
+            compute.onChange = () => this.#changed(compute);
+            this.compute = compute;
+        } else {
+            this.compute.useApi(api);
+            this.compute.info = info;
+        }
+        await this.compute.choose(this.#settings.where, { ask: true });
+    }
+
+    openSettings() {
+        const { compute } = this;
+        this.#dialog.open({
+            system: this.chats.chat.system,
+            where: this.#settings.where,
+            hasSystem: compute?.info.has_system !== false,
+        });
+    }
+
+    /** @param {Compute} compute */
+    #changed(compute) {
+        this.#panel.show(compute);
+        this.chats.refresh();
+    }
+
+    /** @param {"gpu" | "server"} where */
+    async #compute(where) {
+        this.#settings.where = where;
+        this.#dialog.setWhere(where);
+        if (this.compute !== null) {
+            this.chats.stop();
+            // Who asks it to compute here has agreed to what that loads.
+            await this.compute.choose(where);
+        }
+    }
+
+    /** @param {Remedy} remedy */
+    async #remedy(remedy) {
+        const { compute } = this;
+        if (remedy === "server" || (remedy === "gpu" && compute?.phase !== "asking")) {
+            await this.#compute(remedy);
+        } else if (remedy === "gpu") {
+            await compute?.load();
+        } else if (remedy === "key") {
+            this.#key.ask({ wrong: this.#key.key !== null });
+        } else if (compute?.phase === "loading") {
+            compute.cancel();
+        } else {
+            await this.connect();
+        }
+    }
+
+    /** @param {shortcuts.Command} command */
+    #command(command) {
+        switch (command) {
+            case "stop":
+                return this.chats.stop();
+            case "create":
+                return this.chats.create();
+            case "search":
+                return this.#side.focusSearch();
+            case "settings":
+                return this.openSettings();
+            case "write":
+                return this.#composer.focus();
+            default:
+                return this.chats.command(command);
+        }
+    }
+}
+
+async function main() {
+    // What nobody caught is told, since a page that just stands still tells nothing.
+    const tell = (/** @type {unknown} */ error) =>
+        notice(
+            "page",
+            `Something in this page failed: ${oneLine(faultOf(error).message, 200)}. Reloading may help.`,
+        );
+    window.addEventListener("error", ({ error, message }) => tell(error ?? message));
+    window.addEventListener(
+        "unhandledrejection",
+        ({ reason }) => reason?.name === "AbortError" || tell(reason),
+    );
+    enter();
+    /** @type {ChatStore | MemoryStore} */
+    let store;
+    try {
+        store = await ChatStore.open();
+    } catch {
+        store = new MemoryStore();
+        notice("keeping", "This browser lets the page keep nothing: chats are gone when the tab closes.");
+    }
+    const app = new App(store);
+    await app.chats.start();
+    const connected = app.connect();
+    if (new URLSearchParams(location.search).has("test")) {
+        Object.assign(window, {
+            wgllmPage: {
+                app,
+                store,
+                get model() {
+                    return app.compute?.model ?? null;
+                },
+                get compute() {
+                    return app.compute;
+                },
+            },
+        });
+    }
+    await connected;
+}
+
+void main();

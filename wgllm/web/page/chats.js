@@ -1,0 +1,350 @@
+/** The conversations: what is open, what is asked, what is generated, what is kept. */
+
+import { byId, copyText } from "./dom.js";
+import { showFigures } from "./figures.js";
+import { tellEnd } from "./endings.js";
+import { Keeper } from "./keeper.js";
+import { toast } from "./notices.js";
+import { Reply } from "./reply.js";
+import { judge, tab } from "./tabs.js";
+import { oneLine, visible } from "./text.js";
+import { addMessage, branch, childrenOf, markInterrupted, merged, newChat, show, turns } from "./tree.js";
+
+/**
+ * @typedef {import("./tree.js").Chat} Chat
+ * @typedef {import("./tree.js").Message} Message
+ * @typedef {{
+ *     store: import("./store.js").ChatStore | import("./store.js").MemoryStore, log: import("./log_view.js").LogView,
+ *     side: import("./side.js").Side, composer: import("./composer.js").Composer,
+ *     settings: import("./settings.js").Settings, compute: () => import("./compute.js").Compute | null,
+ *     onShow: (shown: {empty: boolean, told: boolean}) => void, onRemedy: (remedy: import("./troubles.js").Remedy) => Promise<void>,
+ * }} Parts `compute`: null before the server has answered; `told`: the last reply tells of an error.
+ */
+
+export class Chats {
+    /** @type {Chat} */ chat;
+    /** @type {{reply: Reply, chat: Chat, done: Promise<void>} | null} */ #running = null;
+    #parts;
+    #keeper;
+    #drawing = false;
+
+    /** @param {Parts} parts */
+    constructor(parts) {
+        this.#parts = parts;
+        this.#keeper = new Keeper(parts.store, (summaries) => parts.side.show({ summaries }));
+        this.chat = newChat({ system: parts.settings.system });
+        parts.store.onChange = (id) => void this.#reread(id);
+        window.addEventListener("hashchange", () => void this.#openNamed());
+    }
+
+    get busy() {
+        return this.#running !== null;
+    }
+
+    /** Opens the chat that the address names, if there is one. */
+    async start() {
+        await this.#keeper.list();
+        await this.#openNamed();
+    }
+
+    create() {
+        this.#enter(newChat({ system: this.#parts.settings.system }));
+        this.#parts.composer.focus();
+    }
+
+    /** @param {string} id */
+    async open(id) {
+        const running = this.#running?.chat;
+        const chat = running?.id === id ? running : await this.#parts.store.get(id);
+        if (chat === null) {
+            return false;
+        }
+        if (chat !== running && markInterrupted(chat, await judge())) {
+            await this.#save(chat);
+        }
+        this.#enter(chat);
+        this.#parts.composer.focus();
+        return true;
+    }
+
+    /** Asks, in the chat that is open. @param {string} text @returns {boolean} Whether it was asked. */
+    send(text) {
+        if (!this.#mayAsk()) {
+            return false;
+        }
+        const { id } = addMessage(this.chat, this.chat.leaf, { role: "user", content: text });
+        void this.#reply(id, { jump: true });
+        return true;
+    }
+
+    stop() {
+        this.#running?.reply.stop();
+    }
+
+    /** @param {import("./message_view.js").Act} act @param {Message} message @param {string} [text] */
+    async act(act, message, text = "") {
+        const { chat } = this;
+        const siblings = childrenOf(chat, message.parent).map(({ id }) => id);
+        const at = siblings.indexOf(message.id);
+        switch (act) {
+            case "copy":
+                if (!(await copyText(visible(message.content)))) {
+                    toast("The browser lets this page copy nothing.");
+                }
+                return;
+            case "previous":
+            case "next":
+                this.#turnTo(siblings[at + (act === "next" ? 1 : -1)]);
+                return;
+            case "edit":
+                if (this.#mayAsk()) {
+                    const { id } = addMessage(chat, message.parent, { role: "user", content: text });
+                    await this.#reply(id, { jump: true });
+                }
+                return;
+            case "new-chat":
+                return this.create();
+            case "key":
+                return this.#parts.onRemedy("key");
+            case "server":
+            case "gpu":
+                await this.#parts.onRemedy(act);
+                break;
+        }
+        if (this.#mayAsk()) {
+            await this.#reply(message.parent, { jump: false });
+        }
+    }
+
+    /** What keys do to the last messages. @param {"again" | "editLast" | "copyLast" | "previous" | "next"} command */
+    command(command) {
+        const path = branch(this.chat);
+        const asked = path.findLast(({ role }) => role === "user");
+        const said = path.findLast(({ role }) => role === "assistant");
+        if (command === "editLast" && asked) {
+            this.#parts.log.view(asked.id)?.edit();
+        } else if (command === "copyLast" && said) {
+            void this.act("copy", said).then(() => toast("Copied the last reply."));
+        } else if (command !== "editLast" && command !== "copyLast" && said) {
+            void this.act(command, said);
+        }
+    }
+
+    /** @param {string} text Of the chat that is open. */
+    async setSystem(text) {
+        if (text !== this.chat.system) {
+            this.chat.system = text;
+            await this.#keeper.saveIfKept(this.chat);
+        }
+    }
+
+    /** @param {string} id @param {string} title */
+    async rename(id, title) {
+        const chat = await this.find(id);
+        if (chat !== null) {
+            Object.assign(chat, { title: oneLine(title, 200), named: true });
+            await this.#save(chat);
+            this.#showTitle();
+        }
+    }
+
+    /** @param {string} id */
+    async remove(id) {
+        const chat = await this.find(id);
+        if (chat === null) {
+            return;
+        }
+        if (this.#running?.chat.id === id) {
+            this.stop();
+            await this.#running.done;
+        }
+        await this.#parts.store.remove(id);
+        const wasOpen = this.chat.id === id;
+        if (wasOpen) {
+            this.create();
+        }
+        await this.#keeper.list();
+        toast(`Deleted “${oneLine(chat.title, 30) || "New chat"}”`, {
+            label: "Undo",
+            act: async () => {
+                chat.revision = 0;
+                await this.#save(chat);
+                if (wasOpen && this.chat.leaf === null) {
+                    await this.open(id);
+                }
+            },
+        });
+    }
+
+    /** Keeps chats that came from elsewhere. @param {AsyncIterable<Chat>} chats */
+    async take(chats) {
+        for await (const chat of chats) {
+            await this.#save(chat);
+            await this.open(chat.id);
+        }
+    }
+
+    /** Shows figures anew, where the context's size has become known. */
+    refresh() {
+        const live = this.#running?.chat === this.chat ? this.#running.reply.live : null;
+        showFigures(this.chat, live, this.#parts.compute()?.facts?.ctxSize ?? 0);
+    }
+
+    #mayAsk() {
+        if (this.#running !== null) {
+            toast(
+                this.#running.chat === this.chat
+                    ? "Stop the reply that is being written first."
+                    : "A reply is still being written in another chat.",
+                {
+                    label: "Stop it",
+                    act: () => this.stop(),
+                },
+            );
+            return false;
+        }
+        if (this.#parts.compute() === null) {
+            toast("There is no connection to the server yet.");
+            return false;
+        }
+        return true;
+    }
+
+    /** @param {string | null} parent The message to answer. @param {{jump: boolean}} how */
+    async #reply(parent, { jump }) {
+        const { chat } = this;
+        const { side, composer, settings } = this.#parts;
+        const compute = /** @type {import("./compute.js").Compute} */ (this.#parts.compute());
+        const messages = turns(chat, parent);
+        const message = addMessage(chat, parent, {
+            role: "assistant",
+            content: "",
+            state: "partial",
+            owner: tab,
+            touched: Date.now(),
+            model: compute.info.id,
+            where: compute.where,
+        });
+        chat.model ||= compute.info.id;
+        const reply = new Reply(message, {
+            onUpdate: () => this.#showReply(reply, chat),
+            save: () => void this.#save(chat),
+        });
+        /** @type {import("./compute.js").Model | null} */
+        let used = null;
+        const saved = this.#save(chat);
+        const ready = async (/** @type {AbortSignal} */ signal) => {
+            await saved;
+            used = await compute.ready(signal);
+            message.where = used.kind;
+            return used;
+        };
+        const done = reply.run(ready, messages, settings.sampling);
+        this.#running = { reply, chat, done };
+        this.#showChat({ jump });
+        composer.setBusy(true);
+        side.show({ busy: chat.id });
+        await done;
+        this.#running = null;
+        composer.setBusy(false);
+        side.show({ busy: "" });
+        if (chat === this.chat) {
+            this.#showChat();
+        }
+        tellEnd(reply, used, this.#parts);
+    }
+
+    /** @param {Reply} reply @param {Chat} chat */
+    #showReply(reply, chat) {
+        if (chat === this.chat) {
+            this.#parts.log.update(reply.message, reply.message.state === "partial" ? reply.live : null);
+        }
+        if (!this.#drawing) {
+            this.#drawing = true;
+            requestAnimationFrame(() => {
+                this.#drawing = false;
+                this.refresh();
+            });
+        }
+    }
+
+    /** @param {string | undefined} id Of a message. */
+    #turnTo(id) {
+        if (id !== undefined) {
+            show(this.chat, id);
+            this.#showChat();
+            void this.#keeper.saveIfKept(this.chat);
+        }
+    }
+
+    /** @param {Chat} chat */
+    #enter(chat) {
+        this.chat = chat;
+        history.replaceState(
+            null,
+            "",
+            chat.revision > 0 ? `#${chat.id}` : location.pathname + location.search,
+        );
+        this.#parts.composer.enter(chat.id);
+        this.#showChat({ jump: true });
+        this.#parts.side.show({ open: chat.id });
+    }
+
+    /** @param {{jump?: boolean}} [how] */
+    #showChat(how) {
+        const { messages, leaf } = this.chat;
+        this.#parts.onShow({ empty: leaf === null, told: messages[leaf ?? ""]?.state === "error" });
+        this.#parts.log.show(this.chat, how);
+        if (this.#running?.chat === this.chat) {
+            this.#parts.log.update(this.#running.reply.message, this.#running.reply.live);
+        }
+        this.#showTitle();
+        this.refresh();
+    }
+
+    #showTitle() {
+        const title = visible(this.chat.title) || "New chat";
+        byId("title").textContent = title;
+        document.title = `${title} · wgllm`;
+    }
+
+    async #openNamed() {
+        const id = location.hash.slice(1);
+        if (id !== this.chat.id && (id === "" || !(await this.open(id)))) {
+            this.create();
+        }
+    }
+
+    /** Another tab has written or deleted a chat. @param {string} id */
+    async #reread(id) {
+        await this.#keeper.list();
+        if (id !== this.chat.id || this.#running?.chat === this.chat) {
+            return;
+        }
+        const stored = await this.#parts.store.get(id);
+        if (stored !== null && this.chat.id === id && stored.revision > this.chat.revision) {
+            Object.assign(this.chat, merged(stored, this.chat));
+            if (this.chat.leaf !== null) {
+                show(this.chat, this.chat.leaf); // goes on to what was added below
+            }
+            this.#showChat();
+        }
+    }
+
+    /** @param {string} id */
+    async find(id) {
+        return id === this.chat.id
+            ? this.chat
+            : id === this.#running?.chat.id
+              ? this.#running.chat
+              : this.#parts.store.get(id);
+    }
+
+    /** @param {Chat} chat */
+    async #save(chat) {
+        const kept = await this.#keeper.save(chat);
+        if (kept && chat === this.chat && location.hash !== `#${chat.id}`) {
+            history.replaceState(null, "", `#${chat.id}`);
+        }
+    }
+}

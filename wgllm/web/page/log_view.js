@@ -1,0 +1,142 @@
+/** The conversation on the screen: its messages, drawn once per frame, and scrolling that follows. */
+
+import { byId, copyText } from "./dom.js";
+import { MessageView } from "./message_view.js";
+import { branch, childrenOf } from "./tree.js";
+
+/** @typedef {import("./tree.js").Chat} Chat @typedef {import("./tree.js").Message} Message */
+
+/** So near to the end, in pixels, is at the end. */
+const NEAR = 40;
+
+/** Of what drawing a frame took, this many times passes before the next, so that keys never wait. */
+const REST = 4;
+
+export class LogView {
+    /** @type {Map<string, {view: MessageView, key: string}>} In the order of the branch. */ #views =
+        new Map();
+    #log = byId("log");
+    #scroller = byId("scroller");
+    #toBottom = byId("to-bottom");
+    #onAct;
+    #following = true;
+    #lastTop = 0;
+    /** @type {Map<string, import("./reply.js").Live | null>} What must be drawn again. */ #changed =
+        new Map();
+    #scheduled = false;
+
+    /** @param {import("./message_view.js").OnAct} onAct */
+    constructor(onAct) {
+        this.#onAct = onAct;
+        this.#scroller.addEventListener("scroll", () => this.#look(), { passive: true });
+        this.#toBottom.addEventListener("click", () => this.toBottom());
+        this.#log.addEventListener("click", (/** @type {Event} */ event) => void copyCode(event.target));
+        new ResizeObserver(() => this.#follow()).observe(this.#scroller);
+    }
+
+    /** Shows the chat's branch; what is shown already stays. @param {Chat} chat @param {{jump?: boolean}} [options] */
+    show(chat, { jump = false } = {}) {
+        const path = branch(chat);
+        /** @type {Map<string, {view: MessageView, key: string}>} */
+        const views = new Map();
+        for (const message of path) {
+            const siblings = childrenOf(chat, message.parent);
+            const place = { index: siblings.findIndex(({ id }) => id === message.id), of: siblings.length };
+            const key = `${place.index}/${place.of} ${message.state} ${message.version}`;
+            const old = this.#views.get(message.id);
+            const kept = old?.key === key && old.view.message === message;
+            views.set(message.id, kept ? old : { key, view: new MessageView(message, place, this.#onAct) });
+        }
+        this.#views = views;
+        const elements = Array.from(views.values(), ({ view }) => view.element);
+        const shown = Array.from(this.#log.children);
+        const same = elements.findIndex((element, i) => element !== shown[i]);
+        const from = same < 0 ? elements.length : same;
+        shown
+            .slice(from)
+            .forEach((/** @type {any} */ element) => elements.includes(element) || element.remove());
+        this.#log.append(...elements.slice(from));
+        if (jump) {
+            this.toBottom();
+        } else {
+            this.#follow();
+        }
+    }
+
+    /** Draws a message with the next frame. @param {Message} message @param {import("./reply.js").Live | null} live */
+    update(message, live) {
+        if (this.#views.has(message.id)) {
+            this.#changed.set(message.id, live);
+            this.#schedule(0);
+        }
+    }
+
+    /** @param {string} id @returns {MessageView | undefined} */
+    view(id) {
+        return this.#views.get(id)?.view;
+    }
+
+    toBottom() {
+        this.#following = true;
+        this.#follow();
+    }
+
+    /** @param {number} wait In milliseconds. */
+    #schedule(wait) {
+        if (!this.#scheduled) {
+            this.#scheduled = true;
+            setTimeout(() => requestAnimationFrame(() => this.#draw()), wait);
+        }
+    }
+
+    #draw() {
+        const started = performance.now();
+        for (const [id, live] of this.#changed) {
+            this.#views.get(id)?.view.update(live);
+        }
+        this.#changed.clear();
+        this.#follow();
+        const took = performance.now() - started;
+        // What comes meanwhile waits in #changed.
+        setTimeout(
+            () => {
+                this.#scheduled = false;
+                if (this.#changed.size > 0) {
+                    this.#schedule(0);
+                }
+            },
+            took > 8 ? took * REST : 0,
+        );
+    }
+
+    /** Whoever scrolls up is left there; whoever comes back to the end is taken along again. */
+    #look() {
+        const { scrollTop, scrollHeight, clientHeight } = this.#scroller;
+        const atEnd = scrollHeight - scrollTop - clientHeight < NEAR;
+        if (atEnd) {
+            this.#following = true;
+        } else if (scrollTop < this.#lastTop) {
+            this.#following = false;
+        }
+        this.#lastTop = scrollTop;
+        this.#toBottom.hidden = atEnd || this.#following;
+    }
+
+    #follow() {
+        if (this.#following) {
+            this.#scroller.scrollTop = this.#scroller.scrollHeight;
+        }
+        this.#look();
+    }
+}
+
+/** @param {EventTarget | null} target Of a click: maybe the button of a code block. */
+async function copyCode(target) {
+    const button = target instanceof Element ? target.closest(".copy-code") : null;
+    const code = button?.closest(".code-block")?.querySelector("code");
+    if (button && code) {
+        const done = await copyText(code.textContent ?? "");
+        button.textContent = done ? "Copied" : "Can't copy";
+        setTimeout(() => (button.textContent = "Copy"), 1500);
+    }
+}

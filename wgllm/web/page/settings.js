@@ -1,0 +1,172 @@
+/**
+ * What the visitor has chosen; the browser keeps it. Of sampling only what differs from the model's own values is kept.
+ *
+ * @typedef {{temperature: number, topK: number, topP: number, minP: number, seed: number | null, maxTokens: number | null}} Sampling
+ * @typedef {keyof Sampling} Name
+ */
+
+/** The most candidates that a graphics card looks at. */
+export const CARD_TOP_K = 128;
+
+/** @type {Record<Name, {min: number, max: number, whole: boolean}>} */
+export const RANGES = {
+    temperature: { min: 0, max: 5, whole: false },
+    topK: { min: 0, max: 1000, whole: true },
+    topP: { min: 0, max: 1, whole: false },
+    minP: { min: 0, max: 1, whole: false },
+    seed: { min: 0, max: Number.MAX_SAFE_INTEGER, whole: true },
+    maxTokens: { min: 1, max: 1_000_000, whole: true },
+};
+
+/** @type {Sampling} */
+const PLAIN = { temperature: 0.8, topK: 40, topP: 0.95, minP: 0.05, seed: null, maxTokens: null };
+
+/** What a graphics card can do of it. @param {Sampling} sampling @returns {Sampling} */
+export function forCard(sampling) {
+    const { topK } = sampling;
+    return { ...sampling, topK: topK === 0 ? CARD_TOP_K : Math.min(topK, CARD_TOP_K) };
+}
+
+/** What the model's author, or the server, takes. @param {any} told `sampling` of /api/model. @returns {Sampling} */
+export function defaults(told) {
+    /** @param {unknown} value @param {number} plain */
+    const number = (value, plain) => (typeof value === "number" && Number.isFinite(value) ? value : plain);
+    return {
+        ...PLAIN,
+        temperature: number(told?.temperature, 0.8),
+        topK: number(told?.top_k, 40),
+        topP: number(told?.top_p, 0.95),
+        minP: number(told?.min_p, 0.05),
+    };
+}
+
+/**
+ * What was typed, as a value; undefined where it is none.
+ * @param {Name} name
+ * @param {string} text
+ * @returns {number | null | undefined}
+ */
+export function parsed(name, text) {
+    const { min, max, whole } = RANGES[name];
+    if (text.trim() === "") {
+        return name === "seed" || name === "maxTokens" ? null : undefined;
+    }
+    const value = Number(text.trim().replace(",", "."));
+    return Number.isFinite(value) && value >= min && value <= max && (!whole || Number.isInteger(value))
+        ? value
+        : undefined;
+}
+
+/** Text that stays in the browser, where it lets a page keep some. */
+export class Kept {
+    #prefix = "wgllm.";
+
+    /** @param {Storage | null} storage */
+    constructor(storage) {
+        this.storage = storage;
+    }
+
+    /** @param {string} name @returns {string | null} */
+    get(name) {
+        try {
+            return this.storage?.getItem(this.#prefix + name) ?? null;
+        } catch {
+            return null;
+        }
+    }
+
+    /** @param {string} name @param {string | null} value */
+    set(name, value) {
+        try {
+            if (value === null) {
+                this.storage?.removeItem(this.#prefix + name);
+            } else {
+                this.storage?.setItem(this.#prefix + name, value);
+            }
+        } catch {
+            // Storage is full or forbidden: the choice holds until the page closes.
+        }
+    }
+}
+
+export class Settings {
+    /** @type {Partial<Sampling>} */ #changed = {};
+    #kept;
+    #defaults = PLAIN;
+
+    /** @param {Kept} kept */
+    constructor(kept) {
+        this.#kept = kept;
+        /** @type {any} */
+        let read = {};
+        try {
+            read = JSON.parse(kept.get("sampling") ?? "{}") ?? {};
+        } catch {
+            // Somebody else's: as if there were none.
+        }
+        for (const name of /** @type {Name[]} */ (Object.keys(RANGES))) {
+            const value = typeof read[name] === "number" ? parsed(name, String(read[name])) : undefined;
+            if (value !== undefined) {
+                Object.assign(this.#changed, { [name]: value });
+            }
+        }
+    }
+
+    /** @param {Sampling} values The model's own. */
+    useDefaults(values) {
+        this.#defaults = values;
+    }
+
+    /** @returns {Sampling} */
+    get defaults() {
+        return this.#defaults;
+    }
+
+    /** @returns {Sampling} */
+    get sampling() {
+        return { ...this.#defaults, ...this.#changed };
+    }
+
+    /** @param {Name} name @param {number | null} value */
+    set(name, value) {
+        const changed = /** @type {Record<string, number | null>} */ ({ ...this.#changed, [name]: value });
+        if (value === this.#defaults[name]) {
+            delete changed[name];
+        }
+        this.#changed = changed;
+        this.#kept.set("sampling", JSON.stringify(changed));
+    }
+
+    reset() {
+        this.#changed = {};
+        this.#kept.set("sampling", null);
+    }
+
+    /** Of new chats. @returns {string} */
+    get system() {
+        return this.#kept.get("system") ?? "";
+    }
+
+    set system(text) {
+        this.#kept.set("system", text || null);
+    }
+
+    /** @returns {"gpu" | "server"} Where replies are computed. */
+    get where() {
+        return this.#kept.get("where") === "server" ? "server" : "gpu";
+    }
+
+    set where(where) {
+        this.#kept.set("where", where === "gpu" ? null : where);
+    }
+
+    /** @returns {"auto" | "light" | "dark"} */
+    get theme() {
+        const theme = this.#kept.get("theme");
+        return theme === "light" || theme === "dark" ? theme : "auto";
+    }
+
+    set theme(theme) {
+        this.#kept.set("theme", theme === "auto" ? null : theme);
+    }
+}

@@ -1,0 +1,197 @@
+/** Replies that the server computes, streamed in OpenAI's form. The same interface as LocalModel's. */
+
+import { lines } from "./api.js";
+import { ModelError } from "./errors.js";
+
+/**
+ * @typedef {import("./api.js").Api} Api
+ * @typedef {import("./page/tree.js").Turn} Turn
+ * @typedef {import("./page/tree.js").Stats} Stats
+ * @typedef {import("./page/settings.js").Sampling} Sampling
+ * @typedef {{type: "progress", stage: string, done: number, total: number, label?: string}} Progress
+ * @typedef {"stop" | "length" | "context" | "cancelled"} Reason
+ * @typedef {Progress | {type: "text", text: string, token: number | null}
+ *     | {type: "end", reason: Reason, stats: Omit<Stats, "seed"> & {seed?: number | bigint | string | null}}} ModelEvent
+ * @typedef {{where: string, ctxSize: number}} Facts
+ */
+
+export class ServerModel {
+    /** @type {"server"} */ kind = "server";
+    /** Never called: what fails there fails in a request. @type {((error: ModelError) => void) | null} */ onLost =
+        null;
+    #api;
+    #ctxSize = 0;
+
+    /** @param {Api} api */
+    constructor(api) {
+        this.#api = api;
+    }
+
+    /**
+     * Asks whether the server is there; it loads the model with the first reply.
+     * @param {{onProgress?: (progress: object) => void, signal?: AbortSignal}} [options]
+     * @returns {Promise<Facts>}
+     */
+    async load({ signal } = {}) {
+        const told = await this.#api.json("api/model", { signal });
+        this.#ctxSize = told.ctx_size;
+        const health = await this.#api.json("health", { signal });
+        const where = health.engine?.where;
+        return { where: typeof where === "string" && where ? where : "the server", ctxSize: told.ctx_size };
+    }
+
+    /**
+     * @param {Turn[]} messages
+     * @param {Sampling} sampling
+     * @param {{signal?: AbortSignal}} [options]
+     * @returns {AsyncGenerator<ModelEvent>}
+     */
+    async *generate(messages, sampling, { signal } = {}) {
+        const reading = new Reading(this.#ctxSize, sampling.seed);
+        try {
+            const json = requestOf(messages, sampling);
+            const response = await this.#api.fetch("v1/chat/completions", { json, signal });
+            for await (const line of lines(response, signal)) {
+                yield* reading.eventsOf(line);
+                if (reading.done) {
+                    break;
+                }
+            }
+            if (reading.reason === null) {
+                throw new ModelError("network", "the connection to the server broke");
+            }
+            yield reading.end(reading.reason);
+        } catch (error) {
+            if (!signal?.aborted) {
+                throw error;
+            }
+            yield reading.end("cancelled");
+        }
+    }
+
+    close() {}
+}
+
+/** @param {Turn[]} messages @param {Sampling} sampling */
+export function requestOf(messages, sampling) {
+    return {
+        messages: messages.map(({ role, content, tokenIds }) => ({
+            role,
+            content,
+            ...(tokenIds ? { token_ids: tokenIds } : {}),
+        })),
+        temperature: sampling.temperature,
+        top_k: sampling.topK,
+        top_p: sampling.topP,
+        min_p: sampling.minP,
+        ...(sampling.seed === null ? {} : { seed: sampling.seed }),
+        ...(sampling.maxTokens === null ? {} : { max_tokens: sampling.maxTokens }),
+        stream: true,
+        stream_options: { include_usage: true },
+        progress: true,
+    };
+}
+
+/** What the lines of a stream say, and what of it the end will tell. */
+export class Reading {
+    done = false;
+    /** @type {Reason | null} */ reason = null;
+    /** @type {Stats} */ #stats;
+    #started = performance.now();
+
+    /** @param {number} contextSize @param {number | null} seed */
+    constructor(contextSize, seed) {
+        this.#stats = {
+            promptTokens: 0,
+            cachedTokens: 0,
+            generatedTokens: 0,
+            prefillSeconds: 0,
+            decodeSeconds: 0,
+            contextUsed: 0,
+            contextSize,
+            seed,
+        };
+    }
+
+    /** @param {string} line Of server-sent events. @returns {Generator<ModelEvent>} */
+    *eventsOf(line) {
+        if (!line.startsWith("data:")) {
+            return;
+        }
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") {
+            this.done = true;
+            return;
+        }
+        /** @type {any} */
+        let chunk;
+        try {
+            chunk = JSON.parse(data);
+        } catch {
+            throw new ModelError("server", "the server sent something that is no JSON");
+        }
+        if (chunk.error) {
+            const said = typeof chunk.error.message === "string" ? chunk.error.message : "the server failed";
+            const context = chunk.error.code === "context_length_exceeded";
+            throw new ModelError(context ? "context" : "server", said);
+        }
+        if (chunk.object === "wgllm.progress") {
+            const { stage, done, total, label } = chunk;
+            yield { type: "progress", stage, done: done ?? 0, total: total ?? 0, label };
+            return;
+        }
+        this.#readFigures(chunk);
+        const choice = chunk.choices?.[0];
+        yield* this.#textOf(choice?.delta?.content ?? "", chunk.token_ids ?? choice?.token_ids ?? []);
+        this.reason = reasonOf(choice?.finish_reason) ?? this.reason;
+    }
+
+    /** @param {string} text @param {number[]} tokens @returns {Generator<ModelEvent>} */
+    *#textOf(text, tokens) {
+        if (text === "" && tokens.length === 0) {
+            return;
+        }
+        if (this.#stats.generatedTokens === 0) {
+            this.#stats.prefillSeconds = (performance.now() - this.#started) / 1000;
+        }
+        this.#stats.generatedTokens += Math.max(1, tokens.length);
+        // A text of several tokens belongs to the last of them.
+        for (const token of tokens.slice(0, -1)) {
+            yield { type: "text", text: "", token };
+        }
+        yield { type: "text", text, token: tokens[tokens.length - 1] ?? null };
+    }
+
+    /** @param {any} chunk */
+    #readFigures({ usage, timings, context_used: used, context_size: size }) {
+        const stats = this.#stats;
+        if (usage) {
+            stats.promptTokens = usage.prompt_tokens ?? stats.promptTokens;
+            stats.generatedTokens = usage.completion_tokens ?? stats.generatedTokens;
+        }
+        if (timings) {
+            stats.cachedTokens = timings.cache_n ?? 0;
+            stats.prefillSeconds = (timings.prompt_ms ?? 0) / 1000;
+            stats.decodeSeconds = (timings.predicted_ms ?? 0) / 1000;
+        }
+        stats.contextUsed = used ?? stats.contextUsed;
+        stats.contextSize = size ?? stats.contextSize;
+    }
+
+    /** @param {Reason} reason @returns {ModelEvent} */
+    end(reason) {
+        const stats = this.#stats;
+        if (stats.decodeSeconds === 0 && stats.generatedTokens > 0) {
+            stats.decodeSeconds = (performance.now() - this.#started) / 1000 - stats.prefillSeconds;
+        }
+        return { type: "end", reason, stats };
+    }
+}
+
+/** @param {unknown} finish OpenAI's reason. @returns {Reason | null} */
+function reasonOf(finish) {
+    if (typeof finish !== "string") {
+        return null;
+    }
+    return finish === "length" || finish === "context" ? finish : "stop";
+}
