@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.parallel import Peers, wanted
 
 if TYPE_CHECKING:
     from wgllm.backends.device import Device
@@ -48,6 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.families import README, Writer
 
         config.pluginmanager.register(Writer(README, real=config.getoption("--models") == "all"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return wanted(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -104,9 +111,17 @@ def open_device(*, default_limits: bool) -> Device:
     return Device.open(best, default_limits=True) if default_limits else placement.open_device(best)
 
 
+@pytest.fixture(scope="session")
+def peers(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Peers:
+    """This process and the others of the run."""
+    base = tmp_path_factory.getbasetemp()
+    # With one process the base is this run's own folder, with several it lies in one.
+    return Peers(pytestconfig, (base.parent if hasattr(pytestconfig, "workerinput") else base) / "peers")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compiled_shaders() -> Iterator[dict[str, Source]]:
-    """By its text, every shader that wgpu has accepted since the tests began."""
+def _recorded_shaders(peers: Peers) -> Iterator[dict[str, Source]]:
+    """By its text, every shader that wgpu has accepted in this process."""
     from wgllm.backends.device import Device
 
     compiled: dict[str, Source] = {}
@@ -120,6 +135,19 @@ def compiled_shaders() -> Iterator[dict[str, Source]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Device, "shader", recording)
         yield compiled
+    (peers.own / "shaders").write_bytes(pickle.dumps(compiled))
+    peers.done()
+
+
+@pytest.fixture
+def compiled_shaders(_recorded_shaders: dict[str, Source], peers: Peers) -> dict[str, Source]:
+    """By its text, every shader that wgpu has accepted since the tests began, in all processes. For tests marked
+    ``last``."""
+    compiled = dict(_recorded_shaders)
+    for folder in peers.wait():
+        if folder != peers.own:
+            compiled |= pickle.loads((folder / "shaders").read_bytes())
+    return compiled
 
 
 @pytest.fixture(scope="session")

@@ -158,7 +158,7 @@ def test_of_long_products_a_part_is_measured(
 
     monkeypatch.setattr(Trial, "__init__", recorded)
     product = Product(1, 64, 1000, Q4)
-    assert list(tuner.tune(own_device, target, [product], seconds=0.1)) == [product]
+    assert list(tuner.tune(own_device, target, [product], clock=Clock(), seconds=3)) == [product]
     assert seen == [62, 62]
 
 

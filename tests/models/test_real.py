@@ -93,10 +93,10 @@ def test_a_second_turn_of_a_chat_reuses_the_first(model_path: Callable[[str], Pa
 def test_chunks_and_row_blocks_give_the_same_logits(
     model_path: Callable[[str], Path], reference: Callable[[str], Any]
 ) -> None:
-    ids = reference("smollm2")["long"]["ids"][:96]
+    ids = reference("smollm2")["long"]["ids"][:40]
     with wgllm.load(model_path("smollm2"), ctx_size=512) as llm:
         whole = llm.logits(ids)
-        for chunk in (1, 7, 64):
+        for chunk in (1, 7, 24):
             llm.engine.largest_step = chunk  # type: ignore[attr-defined]
             assert np.abs(llm.logits(ids) - whole).max() < NUMPY_REAL
     with wgllm.load(model_path("smollm2"), ctx_size=512, memory=50_000_000) as small:

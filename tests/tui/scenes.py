@@ -23,7 +23,7 @@ from wgllm.tui.banner import Banner
 from wgllm.tui.base import Start
 from wgllm.tui.inspector import Candidate, Token, TokenInspector, TokenText
 from wgllm.tui.lists import Models
-from wgllm.tui.message import Fold
+from wgllm.tui.message import Fold, MessageView
 from wgllm.tui.offer import Missing, Offer
 from wgllm.tui.picker import ModelPicker
 from wgllm.tui.settings import ValueInput
@@ -76,6 +76,13 @@ def still(patch: pytest.MonkeyPatch) -> None:
         show(line, **changes)
 
     patch.setattr(StatusLine, "show", steady)
+    title = MessageView._reasoning_title
+
+    def timeless(view: MessageView, text: str, going_on: bool) -> str:
+        view._thought = view._thought and 0.0
+        return title(view, text, going_on)
+
+    patch.setattr(MessageView, "_reasoning_title", timeless)
     for name in ("TextArea", "Input"):
         patch.setattr(f"textual.widgets.{name}.cursor_blink", False)
     # After each key the pilot sleeps so long, three times, to see whether the application still works.

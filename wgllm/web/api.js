@@ -44,7 +44,7 @@ export class Api {
                 body,
                 signal,
             });
-        } catch (error) {
+        } catch {
             signal?.throwIfAborted();
             throw new ModelError("network", "the server does not answer");
         }
@@ -89,11 +89,17 @@ export async function* lines(response, signal) {
     }
 }
 
-/** A body that breaks off is the network's fault, unless it was aborted. */
+/**
+ * A body that breaks off is the network's fault, unless it was aborted.
+ * @template T
+ * @param {Promise<T>} promise
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<T>}
+ */
 async function cut(promise, signal) {
     try {
         return await promise;
-    } catch (error) {
+    } catch {
         signal?.throwIfAborted();
         throw new ModelError("network", "the connection to the server broke");
     }
