@@ -95,7 +95,7 @@ test("a reply whose tab is gone is interrupted, its text kept", () => {
         state: "partial",
         owner: "alive",
     });
-    const isGone = ({ owner }) => owner === "dead";
+    const isGone = (message) => message.owner === "dead";
     assert.equal(markInterrupted(chat, isGone), true);
     assert.deepEqual([dead.state, dead.content, alive.state], ["interrupted", "half a", "partial"]);
     assert.equal(markInterrupted(chat, isGone), false);

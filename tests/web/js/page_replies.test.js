@@ -10,10 +10,13 @@ import { Reading, requestOf, ServerModel } from "../../../wgllm/web/server_model
 
 const SAMPLING = { temperature: 0.7, topK: 40, topP: 0.9, minP: 0.05, seed: null, maxTokens: null };
 
+/** Of an object only what is needed. @returns {any} */
+const fake = (parts) => parts;
+
 /** A reply of a model that does what `generate` does, with a clock that a test turns. */
 function reply(generate) {
     const state = { now: 100, saves: [] };
-    const message = { id: "m", role: "assistant", content: "", state: "partial", version: 1 };
+    const message = fake({ id: "m", role: "assistant", content: "", state: "partial", version: 1 });
     const made = new Reply(message, {
         onUpdate: () => {},
         save: () => state.saves.push([state.now, message.content, message.state]),
@@ -21,7 +24,7 @@ function reply(generate) {
     });
     const run = () =>
         made.run(
-            async () => ({ generate: (messages, sampling, { signal }) => generate(state, signal) }),
+            async () => fake({ generate: (messages, sampling, { signal }) => generate(state, signal) }),
             [],
             SAMPLING,
         );
@@ -108,7 +111,7 @@ test("every kind of error has words and a way on", () => {
         "server",
     ];
     for (const kind of kinds) {
-        for (const where of ["gpu", "server"]) {
+        for (const where of /** @type {const} */ (["gpu", "server"])) {
             const { title, remedies } = explain({ kind, message: "" }, where);
             assert.ok(title && title !== explain({ kind: "page", message: "" }, where).title, kind);
             assert.ok(remedies.every((remedy) => remedy in REMEDIES));
@@ -127,11 +130,11 @@ test("every kind of error has words and a way on", () => {
 
 test("settings keep only what differs, and nothing that is out of range", () => {
     const map = new Map();
-    const storage = {
+    const storage = fake({
         getItem: (name) => map.get(name) ?? null,
         setItem: (name, value) => map.set(name, value),
         removeItem: (name) => map.delete(name),
-    };
+    });
     const settings = new Settings(new Kept(storage));
     settings.useDefaults(defaults({ temperature: 0.7, top_k: 40, top_p: "x", min_p: NaN }));
     assert.deepEqual(settings.sampling, {
@@ -168,7 +171,7 @@ test("a card is asked for no more candidates than it can look at", async () => {
         [0, "server", 0],
     ]) {
         const seen = [];
-        const message = { id: "m", role: "assistant", content: "", state: "partial", version: 1 };
+        const message = fake({ id: "m", role: "assistant", content: "", state: "partial", version: 1 });
         const model = {
             kind,
             async *generate(messages, sampling) {
@@ -176,9 +179,9 @@ test("a card is asked for no more candidates than it can look at", async () => {
                 yield end("stop");
             },
         };
-        await new Reply(message, { onUpdate: () => {}, save: () => {} }).run(async () => model, [], {
+        await new Reply(message, { onUpdate: () => {}, save: () => {} }).run(async () => fake(model), [], {
             ...SAMPLING,
-            topK,
+            topK: Number(topK),
         });
         assert.deepEqual(seen, [asked]);
     }
@@ -208,7 +211,7 @@ test("how loading goes, in words", () => {
         "3 of 12",
     ]);
     assert.equal(
-        waitingFor({ stage: "prefill", done: 256, total: 1024, label: "" }),
+        waitingFor(fake({ stage: "prefill", done: 256, total: 1024, label: "" })),
         "Reading the conversation… 25 %",
     );
 });
@@ -284,7 +287,7 @@ test("an error event, and what is no JSON, are errors of the server", () => {
 
 /** An Api whose answer is these lines, the last of which may be cut off. */
 function api(text) {
-    return { fetch: async () => new Response(text), json: async () => ({ ctx_size: 64 }) };
+    return fake({ fetch: async () => new Response(text), json: async () => ({ ctx_size: 64 }) });
 }
 
 test("a stream that breaks off is an error of the network, unless it was stopped", async () => {
