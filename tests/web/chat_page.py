@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.web.browser import NoBrowser, find_chromium
+from tests.web.browser import FLAGS, NoBrowser, find_chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -217,7 +217,7 @@ def _launch(stack: contextlib.ExitStack) -> Browser:
     except ImportError as error:
         raise NoBrowser("playwright is not installed") from error
     executable = find_chromium()
-    flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else list(FLAGS)
     playwright = stack.enter_context(sync_playwright())
     try:
         browser = playwright.chromium.launch(executable_path=executable, args=flags)
