@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from playwright.sync_api import sync_playwright
-
-from tests.web.browser import FLAGS, find_chromium
+from tests.web.chromium import FLAGS, launched
 from tests.web.wgllm_process import serving
 
 if TYPE_CHECKING:
@@ -92,7 +89,9 @@ def take(browser: Browser, url: str, name: str, folder: Path) -> Path:
         "(n) => (document.querySelector('.assistant .said')?.innerText.length ?? 0) > n", arg=ENOUGH
     )
     # The page's policy takes no style that is not its own; a picture is no measurement.
-    page.evaluate("() => { for (const id of ['figures', 'toasts']) document.getElementById(id).hidden = true; }")
+    page.evaluate(
+        "() => { for (const id of ['figures', 'toasts']) document.getElementById(id).hidden = true; }"
+    )
     path = folder / f"{name}.png"
     page.screenshot(path=path)
     context.close()
@@ -110,14 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     flags = options.chromium_flags.split()
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        flags.append("--no-sandbox")
-    with serving("-m", options.model, "--lazy", "-c", "1024") as server, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=flags)
+    with serving("-m", options.model, "--lazy", "-c", "1024") as server, launched(flags) as chromium:
         for name in options.only.split(","):
-            path = take(browser, server.url, name, options.folder)
+            path = chromium.call(lambda browser, name=name: take(browser, server.url, name, options.folder))
             print(f"{path}  {path.stat().st_size / 1000:.0f} kB", flush=True)
-        browser.close()
 
 
 if __name__ == "__main__":

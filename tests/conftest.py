@@ -7,13 +7,14 @@ import os
 import pickle
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from tests.parallel import Peers, wanted
 
 if TYPE_CHECKING:
+    from tests.web.chromium import Chromium
     from wgllm.backends.device import Device
     from wgllm.wgsl import Source
 
@@ -21,6 +22,7 @@ DATA = Path(__file__).parent / "data"
 DEFAULT_MODELS = ("smollm2",)
 REFERENCE_FILES = {"smollm2": "smollm2", "gemma3:270m": "gemma3", "qwen2.5-coder:1.5b": "qwen2"}
 NO_ADAPTER = "no Vulkan, Metal or DirectX 12 adapter"
+NO_BROWSER = "no browser with WebGPU"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -169,12 +171,34 @@ def device(request: pytest.FixtureRequest) -> Device:
     return found
 
 
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """A browser with WebGPU in software, for all tests; skips where there is none."""
+    from tests.web.chromium import NoBrowser, launched
+
+    try:
+        with launched() as browser:
+            yield browser
+    except NoBrowser as error:
+        without_browser(error)
+
+
+def without_browser(error: Exception) -> NoReturn:
+    """Skips, but fails in CI, which has installed one."""
+    if os.environ.get("WGLLM_REQUIRE_BROWSER"):
+        pytest.fail(f"{NO_BROWSER}: {error}")
+    pytest.skip(f"{NO_BROWSER}: {error}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tests without an adapter are skipped at one place, so that the summary has one line for all of them."""
+    """Tests without an adapter or a browser are skipped at one place, so that the summary has one line for each."""
     report = yield
-    if report.skipped and NO_ADAPTER in str(report.longrepr):
-        report.longrepr = (__file__, 1, f"Skipped: {NO_ADAPTER}")
+    if report.skipped:
+        if NO_ADAPTER in str(report.longrepr):
+            report.longrepr = (__file__, 1, f"Skipped: {NO_ADAPTER}")
+        elif isinstance(report.longrepr, tuple) and NO_BROWSER in report.longrepr[2]:
+            report.longrepr = (__file__, 1, report.longrepr[2])
     return report
 
 

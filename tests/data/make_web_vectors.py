@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.tiny import tiny
-from tests.web.model_server import vocabulary_bytes
 from wgllm.cache import KVCache
 from wgllm.formats.gguf import open_gguf
 from wgllm.graph import SLOTS
 from wgllm.sampling import Sampler, SamplingParams
+from wgllm.serve.vocabulary import vocabulary_table
 from wgllm.tokenizer import IncrementalDecoder, Tokenizer, tokenizer_from_model
 
 HERE = Path(__file__).parent
@@ -131,16 +131,24 @@ def decoder() -> list[dict[str, Any]]:
         for ids in texts:
             decode = IncrementalDecoder(tokenizer, skip_special=True)
             cases.append([ids, [*map(decode.push, ids), decode.flush()]])
-        made.append({"vocabulary": base64.b64encode(vocabulary_bytes(tokenizer)).decode(), "texts": cases})
+        table = vocabulary_table(tokenizer, tokenizer.vocab_size).data
+        made.append({"vocabulary": base64.b64encode(table).decode(), "texts": cases})
     return made
+
+
+def vectors() -> dict[str, str]:
+    """By the file's name, its text."""
+    made = {f"{make.__name__}.json": make() for make in (sampling, cache, decoder)}
+    return {
+        name: json.dumps(each, separators=(",", ":"), ensure_ascii=True) + "\n" for name, each in made.items()
+    }
 
 
 def main() -> None:
     folder = HERE / "web"
     folder.mkdir(exist_ok=True)
-    for make in (sampling, cache, decoder):
-        text = json.dumps(make(), separators=(",", ":"), ensure_ascii=True)
-        (folder / f"{make.__name__}.json").write_text(text + "\n", encoding="utf-8")
+    for name, text in vectors().items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""A server with OpenAI's routes on a port of this machine, in a thread of its own."""
+"""A server with OpenAI's routes alone, on a port of this machine."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import uvicorn
 from starlette.applications import Starlette
 
+from tests.serve.in_thread import serving
 from wgllm.serve.engine_host import EngineHost
 from wgllm.serve.openai_routes import chat_routes
 from wgllm.worker import Worker
@@ -56,10 +55,11 @@ class Running:
 @contextlib.contextmanager
 def running(make_host: Callable[[], EngineHost], name: str = "tiny", **state: Any) -> Iterator[Running]:
     """Serves what ``make_host`` makes in the server's loop; ``state`` is the application's."""
-    started: Future[Running] = Future()
+    loop: Future[asyncio.AbstractEventLoop] = Future()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        loop.set_result(asyncio.get_running_loop())
         yield
         await host.aclose()
 
@@ -67,28 +67,8 @@ def running(make_host: Callable[[], EngineHost], name: str = "tiny", **state: An
     app = Starlette(routes=list(chat_routes(host, Named(name))), lifespan=lifespan)
     for key, value in state.items():
         setattr(app.state, key, value)
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-
-    async def serve() -> None:
-        loop = asyncio.get_running_loop()
-
-        async def told() -> None:
-            while not server.started:
-                await asyncio.sleep(0.005)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            started.set_result(Running(host, f"http://127.0.0.1:{port}", loop))
-
-        await asyncio.gather(server.serve(), told())
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
-    thread.start()
-    try:
-        yield started.result(PATIENCE)
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+    with serving(app) as server:
+        yield Running(host, server.url, loop.result(PATIENCE))
 
 
 def fake_host(*replies: str, queue_size: int = 8, **options: Any) -> EngineHost:

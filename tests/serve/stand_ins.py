@@ -1,13 +1,11 @@
-"""A model and an engine that compute nothing, routes that show what reached them, and a server on a port of its own."""
+"""A model and an engine that compute nothing, and routes that show what reached them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +17,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
 
+from tests.serve.in_thread import InThread, serving
 from wgllm.errors import DeviceError, UsageError
 from wgllm.serve.app import create_app
-from wgllm.serve.network import listeners
-from wgllm.serve.server import Server
 from wgllm.serve.settings import Settings
 
 KEY = "0123456789abcdef-the-key"
@@ -218,60 +215,14 @@ def ask_raw(method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = ())
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
 
 
-class Running:
-    """A server that runs in a thread."""
-
-    def __init__(self, app: Any, host: str, context: ssl.SSLContext | None, daemon: bool = True) -> None:
-        sockets = listeners(host, 0)
-        for each in sockets:
-            each.listen(1024)
-        self.port: int = sockets[0].getsockname()[1]
-        self.server = Server(app, sockets, context)
-        self.thread = threading.Thread(target=self.server.run, daemon=daemon)
-        self.thread.start()
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
-
-    def exchange(self, data: bytes) -> bytes:
-        """All that a connection answers to some bytes until it is closed."""
-        with self.connect() as connection:
-            connection.sendall(data)
-            return read_all(connection)
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=10, **options)
-
-    def health_seconds(self) -> float:
-        """How long /health takes on a connection of its own."""
-        began = time.monotonic()
-        found = self.exchange(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert found.startswith(b"HTTP/1.1 200 ") and b'"status":"ok"' in found
-        return time.monotonic() - began
-
-
-def read_all(connection: socket.socket) -> bytes:
-    found = bytearray()
-    with contextlib.suppress(ConnectionError):
-        while data := connection.recv(65536):
-            found += data
-    return bytes(found)
-
-
 @contextlib.contextmanager
 def running(
     settings: Settings | None = None,
     seen: Seen | None = None,
     *,
     context: ssl.SSLContext | None = None,
-    app: Any = None,
     daemon: bool = True,
-) -> Iterator[Running]:
+) -> Iterator[InThread]:
     used = Settings() if settings is None else settings
-    made = Running(application(used, seen) if app is None else app, used.host, context, daemon)
-    try:
-        yield made
-    finally:
-        made.server.stop()
-        made.thread.join(10)
-        assert not made.thread.is_alive()
+    with serving(application(used, seen), used.host, context=context, daemon=daemon) as server:
+        yield server

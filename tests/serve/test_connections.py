@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serve.stand_ins import Seen, read_all, running
+from tests.serve.in_thread import read_all
+from tests.serve.stand_ins import Seen, running
 from wgllm.serve.server import Connection
 from wgllm.serve.settings import Settings
 

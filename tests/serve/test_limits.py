@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.serve.stand_ins import Seen, application, ask, read_all, running
+from tests.serve.in_thread import read_all
+from tests.serve.stand_ins import Seen, application, ask, running
 from wgllm.serve.settings import Settings
 
 SMALL = Settings(max_body_bytes=1000)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.serve.stand_ins import running
-from tests.web.browser import NoBrowser, find_chromium
+from tests.web.chromium import Chromium
 from wgllm.serve.static import static_routes
 
 INDEX = """<!doctype html><title>x</title><script>window.inline = true</script>
@@ -37,29 +34,9 @@ window.said = said;
 WORKER = 'import {x} from "./part.js"; postMessage([x, isSecureContext, crossOriginIsolated]);'
 
 
-def look(url: str) -> dict[str, Any]:
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=flags)
-        try:
-            page = browser.new_page()
-            page.goto(url)
-            page.wait_for_function("() => window.said")
-            said = page.evaluate("() => window.said")
-        finally:
-            browser.close()
-    return dict(said)
-
-
-def test_the_worker_starts_and_nothing_else_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        find_chromium()
-    except NoBrowser as error:
-        if os.environ.get("WGLLM_REQUIRE_BROWSER"):
-            pytest.fail(str(error))
-        pytest.skip(f"no browser: {error}")
+def test_the_worker_starts_and_nothing_else_runs(
+    chromium: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, text in (
         ("index.html", INDEX),
         ("app.js", APP),
@@ -68,9 +45,10 @@ def test_the_worker_starts_and_nothing_else_runs(tmp_path: Path, monkeypatch: py
     ):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr("wgllm.serve.app.static_routes", lambda: static_routes(tmp_path))
-    # Playwright leaves an event loop running in its thread, where other tests could then start none.
-    with running() as server, ThreadPoolExecutor(1) as thread:
-        said = thread.submit(look, f"http://127.0.0.1:{server.port}/").result()
+    with running() as server:
+        tab = chromium.tab(f"{server.url}/", "said")
+        said = tab.evaluate("() => window.said")
+        tab.close()
     assert said == {
         "inline": False,
         "handler": False,

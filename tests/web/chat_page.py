@@ -7,41 +7,21 @@ import functools
 import http.server
 import inspect
 import json
-import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.web.browser import FLAGS, NoBrowser, find_chromium
+from tests.web.chromium import Chromium
+from wgllm.serve.security import security_headers
+from wgllm.serve.settings import Settings
+from wgllm.serve.static import FOLDER, read_file
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 HERE = Path(__file__).parent
-WEB = HERE.parents[1] / "wgllm" / "web"
-
-CSP = (
-    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types wgllm"
-)
-HEADERS = {
-    "Content-Security-Policy": CSP,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
-TYPES = {
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".html": "text/html; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+HEADERS = {**security_headers(Settings()), "Cache-Control": "no-cache"}
 MODEL = {
     "id": "smollm2", "name": "SmolLM2 135M Instruct", "architecture": "llama", "quantization": "Q4_1",
     "parameters": 134_515_008, "nbytes": 96_700_000, "license": "Apache-2.0", "n_ctx_train": 8192, "vocab_size": 49152,
@@ -117,7 +97,8 @@ class PageServer:
                 elif path == "/health":
                     self.answer(200, {"status": "ok", "engine": {"state": "idle", "where": "CPU (NumPy)"}})
                 elif (file := self.file(path)) is not None:
-                    self.send(200, TYPES[file.suffix], file.read_bytes())
+                    data, kind = file
+                    self.send(200, kind, data)
                 else:
                     server.other.append(path)
                     self.send(404, "text/plain", b"")
@@ -136,14 +117,14 @@ class PageServer:
                         200, "text/event-stream", "".join(f"data: {line}\n\n" for line in lines).encode()
                     )
 
-            def file(self, path: str) -> Path | None:
-                if path == "/":
-                    return WEB / "index.html"
+            def file(self, path: str) -> tuple[bytes, str] | None:
                 if path == "/static/local_model.js":
-                    return HERE / "fake_model.js"
-                found = WEB / path.removeprefix("/static/")
-                known = path.startswith("/static/") and found.suffix in TYPES and ".." not in path
-                return found if known and found.is_file() else None
+                    return (HERE / "fake_model.js").read_bytes(), "text/javascript"
+                if path == "/":
+                    return read_file(FOLDER, "index.html")
+                return (
+                    read_file(FOLDER, path.removeprefix("/static/")) if path.startswith("/static/") else None
+                )
 
             def refused(self) -> bool:
                 return server.gone or (
@@ -188,45 +169,6 @@ class PageServer:
         return Handler
 
 
-class ChatBrowser:
-    """A headless Chromium, used from a thread of its own: Playwright leaves an event loop in it."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-        """Runs a function of the browser in that thread."""
-
-
-@contextlib.contextmanager
-def chat_browser_opened() -> Iterator[ChatBrowser]:
-    """Raises NoBrowser."""
-    with ThreadPoolExecutor(1, "chat-browser") as thread, contextlib.ExitStack() as stack:
-        browser = thread.submit(_launch, stack).result()
-
-        def close() -> None:
-            stack.close()
-
-        try:
-            yield ChatBrowser(lambda function: thread.submit(function, browser).result())
-        finally:
-            thread.submit(close).result()
-
-
-def _launch(stack: contextlib.ExitStack) -> Browser:
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError as error:
-        raise NoBrowser("playwright is not installed") from error
-    executable = find_chromium()
-    flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else list(FLAGS)
-    playwright = stack.enter_context(sync_playwright())
-    try:
-        browser = playwright.chromium.launch(executable_path=executable, args=flags)
-    except Error as error:
-        raise NoBrowser(f"{executable} can't be used: {str(error).splitlines()[0]}") from error
-    stack.callback(browser.close)
-    return browser
-
-
 def on_page(
     *, width: int = 1100, height: int = 800, scheme: str = "light", fake: dict[str, Any] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -234,7 +176,7 @@ def on_page(
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
-        def run(chat_browser: ChatBrowser, **rest: Any) -> None:
+        def run(chromium: Chromium, **rest: Any) -> None:
             def within(browser: Browser) -> None:
                 context = browser.new_context(
                     viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -248,10 +190,10 @@ def on_page(
                     context.close()
                     server.close()
 
-            chat_browser.call(within)
+            chromium.call(within)
 
         others = list(inspect.signature(test).parameters.values())[1:]
-        own = inspect.Parameter("chat_browser", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own = inspect.Parameter("chromium", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         run.__signature__ = inspect.Signature([own, *others])  # type: ignore[attr-defined]
         return run
 

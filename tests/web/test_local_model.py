@@ -2,46 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.serve.stand_ins import KEY
 from tests.tiny import engine_on, tiny
-from tests.web.browser import BrowserPage, Tab
-from tests.web.model_server import ModelServer
+from tests.web.chromium import Chromium, Tab
+from tests.web.served import NotNumbers, Served, served
 from wgllm.backends.numpy_program import NumpyExecutor
 from wgllm.engine import Request, run_request
 from wgllm.sampling import SamplingParams
 
 # Few rows a step: fewer shaders, which take seconds to compile here, and small rings that come round.
-RINGS, CTX, ROWS = "gemma3.f32", 64, 2
+RINGS, CTX, ROWS = "gemma3.f32", 64, 4
 GREEDY = {"temperature": 0, "topK": 40, "topP": 1, "minP": 0}
 PIECE = 1 << 16
+SCRIPT = Path(__file__).with_name("local_page.js")
+TEXT = (
+    "The quick brown fox jumps over the lazy dog while seven wizards boil black ink and write letters home."
+)
+# What the model says to these are characters; to most else it says bytes that are none.
+ANSWERED, ANSWERED_LONG = "seven wiza", "he lazy do"
+
+Messages = list[dict[str, Any]]
 
 
-def ids(n: int, name: str = RINGS) -> list[int]:
-    return (tiny(name).cases()[-1]["ids"] * 3)[:n]
+def user(text: str) -> Messages:
+    return [{"role": "user", "content": text}]
+
+
+def tokens_of(server: Served, messages: Messages) -> list[int]:
+    """The prompt."""
+    told = [{"token_ids" if k == "tokenIds" else k: v for k, v in m.items()} for m in messages]
+    return server.model.chat_tokens(told)
+
+
+def prompt(server: Served, n: int) -> Messages:
+    """A message that is a prompt of ``n`` tokens."""
+    texts = (TEXT[:stop] for stop in range(len(TEXT) + 1))
+    return next(user(text) for text in texts if len(tokens_of(server, user(text))) == n)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    made = ModelServer(tiny(RINGS).path, ctx=CTX, rows=ROWS, piece=PIECE)
-    yield made
-    made.close()
+def server() -> Iterator[Served]:
+    with few_rows(ROWS), served(tiny(RINGS).path, ctx=CTX, piece=PIECE) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def few_rows(rows: int) -> Iterator[None]:
+    """In a step of any plan that the server makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wgllm.serve.plans.STEP_ROWS_SOFTWARE", rows)
+        yield
+
+
+def opened(chromium: Chromium, server: Served) -> Tab:
+    """A page of the server's that does nothing by itself, with ``window.local``."""
+    return chromium.tab(f"{server.url}/health", "local", script=SCRIPT)
 
 
 @pytest.fixture(scope="module")
-def loaded(browser_page: BrowserPage, server: ModelServer) -> Iterator[Tab]:
+def loaded(chromium: Chromium, server: Served) -> Iterator[Tab]:
     """A page with the model, which tests share: it comes to each with whatever its cache holds."""
-    tab = browser_page.open(server.url, "local")
+    tab = opened(chromium, server)
     tab.evaluate("() => local.load()")
     yield tab
     tab.close()
 
 
-def reply(tab: Tab, prompt: Sequence[Any], sampling: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return tab.evaluate("(a) => local.reply(...a)", [list(prompt), sampling, options])
+def reply(tab: Tab, messages: Messages, sampling: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return tab.evaluate("(a) => local.reply(...a)", [messages, sampling, options])
+
+
+def failure(tab: Tab, messages: Messages) -> dict[str, Any]:
+    return tab.evaluate("(a) => local.failure(() => local.reply(...a))", [messages, GREEDY])
 
 
 def expected(
@@ -55,11 +94,27 @@ def expected(
     return [e.token_id for e in events if e.token_id is not None], "".join(e.text for e in events)
 
 
-def test_greedy_tokens_and_text_are_those_of_python(loaded: Tab, server: ModelServer) -> None:
+def greedy(prompt: Sequence[int], count: int, name: str = RINGS) -> list[int]:
+    return expected(prompt, count, SamplingParams(temperature=0), name)[0]
+
+
+def test_a_server_that_was_restarted_is_asked_for_the_plan_again(loaded: Tab, server: Served) -> None:
+    """Where a width is needed that nothing before did: this test comes first."""
+    assert {width.rows for width in server.schedules} == {1, ROWS} != {1, 2}
+    plans = server.asked("/plans")
+    server.restart()
+    asked = prompt(server, ROWS + 2)
+    got = reply(loaded, asked, {**GREEDY, "maxTokens": 2})
+    assert got["tokens"] == greedy(tokens_of(server, asked), 2)
+    assert 2 in {width.rows for width in server.schedules}
+    assert server.asked("/plans") == plans + 1
+
+
+def test_greedy_tokens_and_text_are_those_of_python(loaded: Tab, server: Served) -> None:
     """In a context of which the windows are a part: rings come round."""
-    prompt = ids(30)
-    got = reply(loaded, prompt, {**GREEDY, "maxTokens": 16})
-    tokens, text = expected(prompt, 16, SamplingParams(temperature=0))
+    asked = prompt(server, 30)
+    got = reply(loaded, asked, {**GREEDY, "maxTokens": 16})
+    tokens, text = expected(tokens_of(server, asked), 16, SamplingParams(temperature=0))
     assert got["tokens"] == tokens and len(tokens) == 16
     assert got["text"] == text
     assert got["reason"] == "length"
@@ -67,8 +122,9 @@ def test_greedy_tokens_and_text_are_those_of_python(loaded: Tab, server: ModelSe
     assert (stats["promptTokens"], stats["generatedTokens"], stats["contextSize"]) == (30, 16, CTX)
     assert stats["contextUsed"] == 45
     assert stats["prefillSeconds"] > 0 and stats["decodeSeconds"] > 0
-    assert [p["done"] for p in got["progress"]] == list(range(0, 30, ROWS))
-    assert {p["total"] for p in got["progress"]} == {30}
+    new = 30 - stats["cachedTokens"]
+    assert [p["done"] for p in got["progress"]] == list(range(0, new, ROWS))
+    assert {p["total"] for p in got["progress"]} == {new} and new > CTX // 3
 
 
 @pytest.mark.parametrize(
@@ -85,75 +141,71 @@ def test_greedy_tokens_and_text_are_those_of_python(loaded: Tab, server: ModelSe
     ],
     ids=["usual", "wide"],
 )
-def test_drawn_tokens_are_those_of_python(loaded: Tab, asked: dict[str, Any], params: dict[str, Any]) -> None:
-    prompt = ids(7)
-    tokens, text = expected(prompt, 20, SamplingParams(**params))
-    got = reply(loaded, prompt, {**asked, "maxTokens": 20})
+def test_drawn_tokens_are_those_of_python(
+    loaded: Tab, server: Served, asked: dict[str, Any], params: dict[str, Any]
+) -> None:
+    messages = prompt(server, 7)
+    tokens, text = expected(tokens_of(server, messages), 20, SamplingParams(**params))
+    got = reply(loaded, messages, {**asked, "maxTokens": 20})
     assert got["tokens"] == tokens
     assert got["text"] == text
     assert got["stats"]["seed"] == asked["seed"]
 
 
-def test_a_second_turn_reads_only_what_is_new(loaded: Tab) -> None:
-    first = ids(6)
+def test_a_second_turn_reads_only_what_is_new(loaded: Tab, server: Served) -> None:
+    first = user(ANSWERED)
     made = reply(loaded, first, {**GREEDY, "maxTokens": 5})
-    turns = [
-        {"role": "user", "content": " ".join(map(str, first))},
-        {"role": "assistant", "content": "not this", "tokenIds": made["tokens"]},
-        {"role": "user", "content": "7 8 9"},
-    ]
+    answer = {"role": "assistant", "content": made["text"]}
+    turns = [*first, {**answer, "tokenIds": made["tokens"]}, *user(" and then")]
+    asked = tokens_of(server, turns)
+    before = [*tokens_of(server, first), *made["tokens"]]
+    assert asked[: len(before)] == before
+    assert tokens_of(server, [*first, answer, *user(" and then")]) != asked  # what tokenIds are for
     got = reply(loaded, turns, {**GREEDY, "maxTokens": 4})
-    prompt = [*first, *made["tokens"], 7, 8, 9]
-    assert got["tokens"] == expected(prompt, 4, SamplingParams(temperature=0))[0]
-    assert got["stats"]["promptTokens"] == 14
-    assert got["stats"]["cachedTokens"] == 10  # the last token of a reply is not read before it is needed
+    assert got["tokens"] == greedy(asked, 4)
+    assert got["stats"]["promptTokens"] == len(asked)
+    assert (
+        got["stats"]["cachedTokens"] == len(before) - 1
+    )  # a reply's last token is not read before it is needed
     again = reply(loaded, turns, {**GREEDY, "maxTokens": 4})
     assert again["tokens"] == got["tokens"]
-    assert again["stats"]["cachedTokens"] == 13
+    assert again["stats"]["cachedTokens"] == len(asked) - 1
 
 
-def test_going_back_further_than_a_ring_goes_reads_the_prompt_again(loaded: Tab) -> None:
-    prompt = ids(50)
-    reply(loaded, prompt, {**GREEDY, "maxTokens": 4})
-    got = reply(loaded, [*prompt[:20], 3, 4], {**GREEDY, "maxTokens": 4})
+def test_going_back_further_than_a_ring_goes_reads_the_prompt_again(loaded: Tab, server: Served) -> None:
+    reply(loaded, prompt(server, 50), {**GREEDY, "maxTokens": 4})
+    shorter = user(prompt(server, 20)[0]["content"] + "zz")
+    asked = tokens_of(server, shorter)
+    assert asked[:15] == tokens_of(server, prompt(server, 50))[:15]
+    got = reply(loaded, shorter, {**GREEDY, "maxTokens": 4})
     assert got["stats"]["cachedTokens"] == 0
-    assert got["tokens"] == expected([*prompt[:20], 3, 4], 4, SamplingParams(temperature=0))[0]
+    assert got["tokens"] == greedy(asked, 4)
 
 
-def test_a_full_context_ends_the_reply(loaded: Tab) -> None:
-    got = reply(loaded, ids(CTX - 3), GREEDY)
+def test_a_full_context_ends_the_reply(loaded: Tab, server: Served) -> None:
+    got = reply(loaded, prompt(server, CTX - 3), GREEDY)
     assert (got["reason"], len(got["tokens"]), got["stats"]["contextUsed"]) == ("context", 4, CTX)
-    got = reply(loaded, ids(CTX), GREEDY)
+    got = reply(loaded, prompt(server, CTX), GREEDY)
     assert (got["reason"], len(got["tokens"])) == ("context", 1)
-    script = "(a) => local.failure(() => local.reply(...a))"
-    error = loaded.evaluate(script, [ids(CTX + 1), GREEDY])
+    error = failure(loaded, prompt(server, CTX + 1))
     assert error["kind"] == "context" and "65 tokens" in error["message"]
-    assert loaded.evaluate(script, [[], GREEDY])["kind"] == "request"
 
 
-def test_a_cancel_keeps_what_was_generated(loaded: Tab) -> None:
-    prompt = ids(8)
-    got = reply(loaded, prompt, GREEDY, stopAfter=3)
+def test_a_cancel_keeps_what_was_generated(loaded: Tab, server: Served) -> None:
+    asked = user(ANSWERED_LONG)
+    got = reply(loaded, asked, GREEDY, stopAfter=3)
     assert got["reason"] == "cancelled"
     assert 3 <= len(got["tokens"]) < CTX - 8
-    after = reply(loaded, [*prompt, *got["tokens"]], {**GREEDY, "maxTokens": 3})
-    wanted = expected(prompt, len(got["tokens"]) + 3, SamplingParams(temperature=0))[0]
+    turns = [*asked, {"role": "assistant", "content": got["text"], "tokenIds": got["tokens"]}]
+    after = reply(loaded, turns, {**GREEDY, "maxTokens": 3})
+    wanted = greedy(tokens_of(server, asked), len(got["tokens"]) + 3)
     assert [*got["tokens"], *after["tokens"]] == wanted
-    assert reply(loaded, prompt, GREEDY, stopAfter=0)["reason"] == "cancelled"  # while the prompt is read
+    assert after["stats"]["cachedTokens"] >= len(tokens_of(server, asked))
+    assert reply(loaded, asked, GREEDY, stopAfter=0)["reason"] == "cancelled"  # while the prompt is read
 
 
-def test_a_server_that_was_restarted_is_asked_for_the_plan_again(loaded: Tab, server: ModelServer) -> None:
-    """Widths that are not there yet are fetched."""
-    before = len(server.schedules)
-    server.forget_plans()
-    prompt = ids(9)  # ends with a step of one row
-    got = reply(loaded, prompt, {"temperature": 1.0, "topK": 1, "topP": 1, "minP": 0, "maxTokens": 2})
-    assert got["tokens"] == expected(prompt, 2, SamplingParams(temperature=0))[0]
-    assert len(server.schedules) >= before
-
-
-def test_nothing_was_asked_twice_and_nothing_went_wrong(loaded: Tab, server: ModelServer) -> None:
-    assert len(server.schedules) == len(set(server.schedules))
+def test_nothing_was_asked_twice_and_nothing_went_wrong(loaded: Tab, server: Served) -> None:
+    assert len(server.schedules) == len(set(server.schedules)) > 4
     assert server.asked("/pieces") == 1
     assert loaded.problems == []
 
@@ -163,23 +215,20 @@ SMALL = "gpt2.f32"
 
 
 @pytest.fixture
-def small_server() -> Iterator[ModelServer]:
-    made = ModelServer(tiny(SMALL).path, ctx=CTX, rows=1, piece=PIECE, key="secret")
-    yield made
-    made.close()
+def small_server() -> Iterator[Served]:
+    with few_rows(1), served(tiny(SMALL).path, ctx=CTX, piece=PIECE, key=KEY) as made:
+        yield made
 
 
-LOAD = "() => local.load({ key: 'secret' })"
+LOAD = "(key) => local.load({ key })"
 
 
-def test_what_was_loaded_once_is_there_after_a_reload(
-    browser_page: BrowserPage, small_server: ModelServer
-) -> None:
-    tab = browser_page.open(small_server.url, "local")
+def test_what_was_loaded_once_is_there_after_a_reload(chromium: Chromium, small_server: Served) -> None:
+    tab = opened(chromium, small_server)
     try:
         assert tab.evaluate("() => local.obstacle()") is None
         small_server.broken += ["cut", "damaged"]
-        first = tab.evaluate(LOAD)
+        first = tab.evaluate(LOAD, KEY)
         size = first["facts"]["weightsBytes"]
         assert first["facts"]["storedBytes"] >= size > 2 * PIECE
         assert first["facts"]["storeProblem"] is None
@@ -189,7 +238,7 @@ def test_what_was_loaded_once_is_there_after_a_reload(
         fetched = small_server.asked("/weights")
         assert fetched >= 2
 
-        tab.go(small_server.url)
+        tab.go(f"{small_server.url}/health")
         damage = """async () => {
             const root = await navigator.storage.getDirectory();
             const folder = await (await root.getDirectoryHandle("wgllm")).getDirectoryHandle("pieces");
@@ -203,21 +252,21 @@ def test_what_was_loaded_once_is_there_after_a_reload(
             }
         }"""
         tab.evaluate(damage)
-        second = tab.evaluate(LOAD)
+        second = tab.evaluate(LOAD, KEY)
         assert small_server.asked("/weights") == fetched + 1
         assert [p for p in second["progress"] if p["stage"] == "weights"][-1]["cached"] >= size - PIECE
-        prompt = ids(5, SMALL)
-        got = reply(tab, prompt, {**GREEDY, "maxTokens": 5})
-        assert got["tokens"] == expected(prompt, 5, SamplingParams(temperature=0), SMALL)[0]
+        asked = prompt(small_server, 5)
+        got = reply(tab, asked, {**GREEDY, "maxTokens": 5})
+        assert got["tokens"] == greedy(tokens_of(small_server, asked), 5, SMALL)
+        assert failure(tab, user(""))["kind"] == "request"  # it has no token that begins a text
 
-        lost = tab.evaluate("(a) => local.loseAfter(...a)", [prompt, GREEDY, 3])
+        lost = tab.evaluate("(a) => local.loseAfter(...a)", [asked, GREEDY, 3])
         assert lost["kind"] == "lost"
-        script = "(a) => local.failure(() => local.reply(...a))"
-        assert tab.evaluate(script, [prompt, GREEDY])["kind"] == "lost"
+        assert failure(tab, asked)["kind"] == "lost"
         third = tab.evaluate("() => local.again()")
         assert small_server.asked("/weights") == fetched + 1
         assert [p for p in third["progress"] if p["stage"] == "weights"][-1]["cached"] == size
-        assert reply(tab, prompt, {**GREEDY, "maxTokens": 5})["tokens"] == got["tokens"]
+        assert reply(tab, asked, {**GREEDY, "maxTokens": 5})["tokens"] == got["tokens"]
         told = tab.evaluate(
             """async () => {
                 local.lose();
@@ -235,20 +284,19 @@ def test_what_was_loaded_once_is_there_after_a_reload(
 
 
 def test_less_context_where_it_is_too_much_and_weights_that_are_no_numbers(
-    browser_page: BrowserPage, small_server: ModelServer
+    chromium: Chromium, small_server: Served
 ) -> None:
-    small_server.most_ctx = 700
-    tab = browser_page.open(small_server.url, "local")
+    small_server.model.most_ctx = 700
+    tab = opened(chromium, small_server)
     try:
-        small_server.spoiled = True
-        got = tab.evaluate("() => local.load({ key: 'secret', ctxSize: 2048 })")
+        small_server.model.plans.store = NotNumbers(piece=PIECE)
+        got = tab.evaluate("(key) => local.load({ key, ctxSize: 2048 })", KEY)
         assert got["facts"]["ctxSize"] == 512
-        script = "(a) => local.failure(() => local.reply(...a))"
         for _ in range(2):  # the slot is emptied, and the page may go on
-            error = tab.evaluate(script, [[1, 2, 3], GREEDY])
+            error = failure(tab, prompt(small_server, 3))
             assert error["kind"] == "numbers"
-        small_server.most_ctx = 100
-        error = tab.evaluate("() => local.failure(() => local.load({ key: 'secret', ctxSize: 1024 }))")
+        small_server.model.most_ctx = 100
+        error = tab.evaluate("(key) => local.failure(() => local.load({ key, ctxSize: 1024 }))", KEY)
         assert error["kind"] == "too-large"
         assert tab.evaluate("() => local.failure(() => local.load({ key: 'other' }))")["kind"] == "key"
     finally:

@@ -11,7 +11,8 @@ import pytest
 
 import wgllm
 from tests.tolerances import WEBGPU_F32_KV
-from tests.web.chat_page import ChatBrowser, ChatPage
+from tests.web.chat_page import ChatPage
+from tests.web.chromium import Chromium
 from tests.web.wgllm_process import ServerProcess, serving
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def on_real_page(model: str) -> Callable[[Callable[..., None]], Callable[..., No
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @pytest.mark.model(model)
         def run(
-            chat_browser: ChatBrowser,
+            chromium: Chromium,
             model_path: Callable[[str], Path],
             reference: Callable[[str], Any],
         ) -> None:
@@ -83,7 +84,7 @@ def on_real_page(model: str) -> Callable[[Callable[..., None]], Callable[..., No
                     finally:
                         chat.context.close()
 
-            chat_browser.call(within)
+            chromium.call(within)
 
         run.__name__, run.__doc__ = test.__name__, test.__doc__
         return run

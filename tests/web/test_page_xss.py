@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.web.chat_page import WEB, ChatPage, on_page
+from tests.web.chat_page import ChatPage, on_page
+from wgllm.serve.static import FOLDER as WEB
 
 RUN = "window.canary++"
 # Templates, in which {0} is what should never run: `handlers`, `html`, `markdown`; `twice`: what changes its meaning

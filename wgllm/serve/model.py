@@ -51,7 +51,6 @@ class ServedModel(ModelText):
         self._opened_file = file
         self._lock = threading.RLock()
         self._path = file.path
-        self._ctx_asked = ctx_size
         self._model = models.build(file)
         self._graphs = {self._kind(self._model.ctx): self._model}
         self.default_ctx = wanted_ctx_size(self._model, ctx_size)

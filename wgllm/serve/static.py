@@ -49,7 +49,7 @@ def static_routes(folder: Path = FOLDER) -> list[Route]:
 
 
 async def _answer(request: Request, folder: Path, path: str) -> Response:
-    found = await run_in_threadpool(_read, folder, path)
+    found = await run_in_threadpool(read_file, folder, path)
     if found is None:
         return error_response(404, "there is no such file", code="not_found")
     data, kind = found
@@ -60,7 +60,7 @@ async def _answer(request: Request, folder: Path, path: str) -> Response:
     return Response(data, media_type=kind, headers=headers)
 
 
-def _read(folder: Path, path: str) -> tuple[bytes, str] | None:
+def read_file(folder: Path, path: str) -> tuple[bytes, str] | None:
     """A file below the folder and its media type; None for all else, whatever the path tries."""
     parts = path.split("/")
     if len(path) > 300 or not all(map(_NAME.fullmatch, parts)):

@@ -22,7 +22,10 @@ import { oneLine } from "./page/text.js";
 import { faultOf } from "./page/troubles.js";
 import { ServerModel } from "./server_model.js";
 
-/** @typedef {import("./page/troubles.js").Remedy} Remedy */
+/**
+ * @import { ModelInfo } from "./model.js"
+ * @import { Remedy } from "./page/troubles.js"
+ */
 
 /** @param {"localStorage" | "sessionStorage"} name */
 function storage(name) {
@@ -92,6 +95,7 @@ class App {
     async connect() {
         const key = this.#key.key;
         const api = new Api(BASE, key);
+        /** @type {ModelInfo} */
         let info;
         try {
             info = await api.json("api/model");

@@ -10,27 +10,11 @@ import { IncrementalDecoder } from "./vocabulary.js";
 
 /**
  * @import { KvCache } from "./cache.js"
+ * @import { ModelEvent, Reason, Sampling, Stats } from "./model.js"
  * @import { Plan } from "./plan.js"
  * @import { Runtime } from "./runtime.js"
- * @import { Sampling } from "./sampling.js"
  * @import { ScheduleSource } from "./schedule_source.js"
  * @import { Vocabulary } from "./vocabulary.js"
- *
- * @typedef {"stop" | "length" | "context" | "cancelled"} Reason
- * @typedef {object} Stats Counts, and times in seconds.
- * @property {number} promptTokens
- * @property {number} cachedTokens Of the prompt, those that the cache still held.
- * @property {number} generatedTokens
- * @property {number} prefillSeconds Until the first token.
- * @property {number} decodeSeconds From the first token to the last.
- * @property {number} contextUsed
- * @property {number} contextSize
- * @property {number | bigint} seed
- * @typedef {{type: "progress", stage: "prefill", done: number, total: number}} Progress In tokens.
- * @typedef {{type: "text", text: string, token: number | null}} Text `token`: null for what is left at the end.
- * @typedef {{type: "end", reason: Reason, stats: Stats}} End
- * @typedef {Progress | Text | End} Event
- * @typedef {Sampling & {maxTokens?: number | null}} Wishes
  */
 
 export class Engine {
@@ -67,17 +51,17 @@ export class Engine {
     /**
      * Goes on from a prompt. What the cache holds of it is not read again.
      * @param {number[]} tokens
-     * @param {Wishes} wishes
+     * @param {Sampling} sampling
      * @param {AbortSignal} signal Ends it with reason `cancelled`.
-     * @returns {AsyncGenerator<Event, void, undefined>}
+     * @returns {AsyncGenerator<ModelEvent, void, undefined>}
      */
-    async *generate(tokens, wishes, signal) {
+    async *generate(tokens, sampling, signal) {
         if (this.#busy) {
             throw new ModelError("request", "a reply is already being made");
         }
         this.#check(tokens);
-        const draws = drawsOf(wishes);
-        const most = wishes.maxTokens ?? Infinity;
+        const draws = drawsOf(sampling);
+        const most = sampling.maxTokens ?? Infinity;
         /** @type {Stats} */
         const stats = {
             promptTokens: tokens.length,
@@ -129,7 +113,7 @@ export class Engine {
      * @param {Stats} stats Is kept up to date.
      * @param {IncrementalDecoder} decoder
      * @param {AbortSignal} signal
-     * @returns {AsyncGenerator<Event, Reason, undefined>}
+     * @returns {AsyncGenerator<ModelEvent, Reason, undefined>}
      */
     async *#run(tokens, draws, most, stats, decoder, signal) {
         let since = performance.now();

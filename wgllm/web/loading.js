@@ -17,6 +17,7 @@ import { loadWeights } from "./weights.js";
 /**
  * @import { Api } from "./api.js"
  * @import { Adapter, Card } from "./device.js"
+ * @import { CardFacts, LoadProgress, ModelInfo } from "./model.js"
  * @import { Plan, Schedules, Width } from "./plan.js"
  *
  * @typedef {object} Answer The server's to `POST api/plans`.
@@ -27,27 +28,13 @@ import { loadWeights } from "./weights.js";
  * @property {number} weights_bytes
  * @property {number} gpu_bytes
  *
- * @typedef {{stage: "plan" | "weights" | "shaders", done: number, total: number, cached: number}} Progress Bytes of
- *     weights (`cached`: of them from the browser's storage), counts of shaders.
- *
- * @typedef {object} Facts
- * @property {string} where
- * @property {Adapter} adapter
- * @property {Record<string, number>} limits What the plan uses.
- * @property {string[]} features
- * @property {number} ctxSize
- * @property {number} weightsBytes
- * @property {number} gpuBytes
- * @property {number} storedBytes Of all models, in the browser's storage.
- * @property {string | null} storeProblem Why the weights are not kept there.
- *
  * @typedef {object} Options
  * @property {Api} api
  * @property {number | null} ctxSize Null: as the server thinks fit.
- * @property {(progress: Progress) => void} onProgress
+ * @property {(progress: LoadProgress) => void} onProgress
  * @property {AbortSignal} signal
  *
- * @typedef {{engine: Engine, device: GPUDevice, facts: Facts}} Loaded
+ * @typedef {{engine: Engine, device: GPUDevice, facts: CardFacts}} Loaded
  */
 
 /** Less context than this is of no use. */
@@ -101,7 +88,7 @@ function smaller(/** @type {unknown} */ error, /** @type {number} */ ctxSize) {
 
 /**
  * @param {Options} options
- * @param {any} model The server's facts.
+ * @param {ModelInfo} model
  * @param {Card} card
  * @returns {Promise<Loaded>}
  */
@@ -226,7 +213,7 @@ async function warm(schedules, plan) {
     }
 }
 
-/** @param {Card} card @param {Answer} answer @param {Store | null} store @returns {Promise<Facts>} */
+/** @param {Card} card @param {Answer} answer @param {Store | null} store @returns {Promise<CardFacts>} */
 async function factsOf(card, answer, store) {
     return {
         where: `${card.name} (WebGPU)`,

@@ -7,13 +7,10 @@ import { WorkerLink } from "./worker_link.js";
 
 /**
  * @import { Api } from "./api.js"
- * @import { Event, Wishes } from "./engine.js"
- * @import { Facts, Progress } from "./loading.js"
- * @import { StoredModel } from "./store.js"
- *
- * @typedef {{role: string, content: string, tokenIds?: number[]}} Message `tokenIds`: what a reply was made of.
+ * @import { CardFacts, LoadProgress, Message, Model, ModelEvent, Sampling } from "./model.js"
  */
 
+/** @implements {Model} */
 export class LocalModel {
     kind = /** @type {const} */ ("gpu");
     /** Called when the card is lost while nothing runs. @type {((error: ModelError) => void) | null} */
@@ -41,8 +38,8 @@ export class LocalModel {
 
     /**
      * May be called again, after an error or not: everything is loaded anew. An abort is thrown as it is.
-     * @param {{onProgress?: (progress: Progress) => void, signal?: AbortSignal}} [options]
-     * @returns {Promise<Facts>}
+     * @param {{onProgress?: (progress: LoadProgress) => void, signal?: AbortSignal}} [options]
+     * @returns {Promise<CardFacts>}
      */
     async load({ onProgress = () => {}, signal } = {}) {
         signal?.throwIfAborted();
@@ -78,9 +75,9 @@ export class LocalModel {
     /**
      * The reply to messages. One is made at a time; another waits for it.
      * @param {Message[]} messages
-     * @param {Wishes} sampling
+     * @param {Sampling} sampling
      * @param {{signal?: AbortSignal}} [options]
-     * @returns {AsyncGenerator<Event, void, undefined>}
+     * @returns {AsyncGenerator<ModelEvent, void, undefined>}
      */
     async *generate(messages, sampling, { signal } = {}) {
         const before = this.#turn;
@@ -98,10 +95,7 @@ export class LocalModel {
                 yield this.#cancelled();
                 return;
             }
-            for await (const answer of this.#link.call(
-                { type: "generate", tokens, wishes: sampling },
-                signal,
-            )) {
+            for await (const answer of this.#link.call({ type: "generate", tokens, sampling }, signal)) {
                 if (answer.type === "events") {
                     yield* answer.events;
                 }
@@ -116,15 +110,9 @@ export class LocalModel {
         return (await (await Store.open())?.bytes()) ?? 0;
     }
 
-    /** @returns {Promise<StoredModel[]>} */
-    async storedModels() {
-        return (await (await Store.open())?.models()) ?? [];
-    }
-
-    /** Deletes the weights of a model, or of all, from the browser's storage. @param {string | null} [id] */
-    async deleteStored(id = null) {
-        const store = await Store.open();
-        await (id === null ? store?.clear() : store?.remove(id));
+    /** Deletes those. */
+    async deleteStored() {
+        await (await Store.open())?.clear();
     }
 
     /** Gives the card back. `load` may follow. */
@@ -161,7 +149,7 @@ export class LocalModel {
         }
     }
 
-    /** The end of a reply that has not begun. @returns {Event} */
+    /** The end of a reply that has not begun. @returns {ModelEvent} */
     #cancelled() {
         const none = {
             promptTokens: 0,

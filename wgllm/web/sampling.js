@@ -11,12 +11,7 @@ const REQUEST_WORDS = 16;
 const KINDS = { topK: 1, topP: 2, minP: 3, temperature: 4 };
 
 /**
- * @typedef {object} Sampling As in `wgllm/sampling/params.py`.
- * @property {number} temperature 0 or less takes the likeliest token.
- * @property {number} topK
- * @property {number} topP
- * @property {number} minP
- * @property {number | bigint | null} [seed] Null or a negative number draws a fresh one.
+ * @import { Sampling } from "./model.js"
  *
  * @typedef {{part: "greedy" | "draw", seed: number | bigint, words: (step: number) => Uint32Array<ArrayBuffer>}} Draws
  *     `words`: what lies at the plan's request before the draw of that number.
@@ -25,7 +20,8 @@ const KINDS = { topK: 1, topP: 2, minP: 3, temperature: 4 };
 /**
  * How the device chooses the tokens of a request: top_k, top_p, min_p and temperature in that order, without those
  * that do nothing. With the same seed it draws the tokens that Python's engine draws.
- * @param {Sampling} sampling
+ * @param {Pick<Sampling, "temperature" | "topK" | "topP" | "minP"> & {seed?: number | bigint | null}} sampling A negative
+ *     seed draws a fresh one, as none does.
  * @returns {Draws}
  */
 export function drawsOf({ temperature, topK, topP, minP, seed = null }) {

@@ -4,17 +4,11 @@ import { lines } from "./api.js";
 import { ModelError } from "./errors.js";
 
 /**
- * @typedef {import("./api.js").Api} Api
- * @typedef {import("./page/tree.js").Turn} Turn
- * @typedef {import("./page/tree.js").Stats} Stats
- * @typedef {import("./page/settings.js").Sampling} Sampling
- * @typedef {{type: "progress", stage: string, done: number, total: number, label?: string}} Progress
- * @typedef {"stop" | "length" | "context" | "cancelled"} Reason
- * @typedef {Progress | {type: "text", text: string, token: number | null}
- *     | {type: "end", reason: Reason, stats: Omit<Stats, "seed"> & {seed?: number | bigint | string | null}}} ModelEvent
- * @typedef {{where: string, ctxSize: number}} Facts
+ * @import { Api } from "./api.js"
+ * @import { Message, Model, ModelEvent, ModelInfo, Reason, Sampling, ServerFacts, Stats } from "./model.js"
  */
 
+/** @implements {Model} */
 export class ServerModel {
     /** @type {"server"} */ kind = "server";
     /** Never called: what fails there fails in a request. @type {((error: ModelError) => void) | null} */ onLost =
@@ -29,10 +23,11 @@ export class ServerModel {
 
     /**
      * Asks whether the server is there; it loads the model with the first reply.
-     * @param {{onProgress?: (progress: object) => void, signal?: AbortSignal}} [options]
-     * @returns {Promise<Facts>}
+     * @param {{signal?: AbortSignal}} [options]
+     * @returns {Promise<ServerFacts>}
      */
     async load({ signal } = {}) {
+        /** @type {ModelInfo} */
         const told = await this.#api.json("api/model", { signal });
         this.#ctxSize = told.ctx_size;
         const health = await this.#api.json("health", { signal });
@@ -41,7 +36,7 @@ export class ServerModel {
     }
 
     /**
-     * @param {Turn[]} messages
+     * @param {Message[]} messages
      * @param {Sampling} sampling
      * @param {{signal?: AbortSignal}} [options]
      * @returns {AsyncGenerator<ModelEvent>}
@@ -72,7 +67,7 @@ export class ServerModel {
     close() {}
 }
 
-/** @param {Turn[]} messages @param {Sampling} sampling */
+/** @param {Message[]} messages @param {Sampling} sampling */
 export function requestOf(messages, sampling) {
     return {
         messages: messages.map(({ role, content, tokenIds }) => ({

@@ -1,16 +1,16 @@
 /**
  * The page's worker: it loads the model to the card and makes replies, so that the page never waits for either.
  *
- * @import { Facts, Loaded, Progress } from "./loading.js"
- * @import { Event, Wishes } from "./engine.js"
  * @import { ErrorKind } from "./errors.js"
+ * @import { Loaded } from "./loading.js"
+ * @import { CardFacts, LoadProgress, ModelEvent, Sampling } from "./model.js"
  *
  * @typedef {{kind: ErrorKind, message: string}} Told An error.
  * @typedef {{type: "load", id: number, api: {base: string, key: string | null}, ctxSize: number | null}
- *     | {type: "generate", id: number, tokens: number[], wishes: Wishes}
+ *     | {type: "generate", id: number, tokens: number[], sampling: Sampling}
  *     | {type: "cancel", id: number} | {type: "destroy-device"}} Request Of the page. `cancel` ends what has that id.
- * @typedef {{type: "progress", id: number, progress: Progress} | {type: "loaded", id: number, facts: Facts}
- *     | {type: "events", id: number, events: Event[]} | {type: "ended", id: number}
+ * @typedef {{type: "progress", id: number, progress: LoadProgress} | {type: "loaded", id: number, facts: CardFacts}
+ *     | {type: "events", id: number, events: ModelEvent[]} | {type: "ended", id: number}
  *     | {type: "failed", id: number, error: Told | null} | {type: "lost", error: Told}} Answer
  *     `failed`: null for what was cancelled. `lost`: while nothing ran.
  */
@@ -32,7 +32,7 @@ function post(answer) {
 
 /** @param {Extract<Request, {type: "load"}>} request @param {AbortSignal} signal */
 async function loadModel({ id, api, ctxSize }, signal) {
-    const batch = new Batch((/** @type {Progress[]} */ all) => {
+    const batch = new Batch((/** @type {LoadProgress[]} */ all) => {
         // Of each stage the newest says all.
         const newest = new Map(all.map((progress) => [progress.stage, progress]));
         newest.forEach((progress) => post({ type: "progress", id, progress }));
@@ -58,13 +58,13 @@ async function loadModel({ id, api, ctxSize }, signal) {
 }
 
 /** @param {Extract<Request, {type: "generate"}>} request @param {AbortSignal} signal */
-async function generate({ id, tokens, wishes }, signal) {
+async function generate({ id, tokens, sampling }, signal) {
     if (loaded === null) {
         throw new ModelError("lost", "the model is not on the graphics card: load it again");
     }
-    const batch = new Batch((/** @type {Event[]} */ events) => post({ type: "events", id, events }));
+    const batch = new Batch((/** @type {ModelEvent[]} */ events) => post({ type: "events", id, events }));
     try {
-        for await (const event of loaded.engine.generate(tokens, wishes, signal)) {
+        for await (const event of loaded.engine.generate(tokens, sampling, signal)) {
             batch.add(event);
         }
     } finally {

@@ -21,22 +21,22 @@ export async function openCard(compute) {
 }
 
 /** @param {Compute} compute @returns {Node[]} */
-function content({ phase, where, facts, info }) {
+function content({ phase, facts, info }) {
     const model = section(
         "Model",
         list([
-            ["Name", info?.name],
-            ["Architecture", info?.architecture],
-            ["Quantization", info?.quantization],
-            ["Licence", info?.license || "not stated"],
-            ["Context of its training", info?.n_ctx_train ? `${count(info.n_ctx_train)} tokens` : null],
-            ["Server", info?.version ? `wgllm ${info.version}` : null],
+            ["Name", info.name],
+            ["Architecture", info.architecture],
+            ["Quantization", info.quantization],
+            ["Licence", info.license || "not stated"],
+            ["Context of its training", info.n_ctx_train ? `${count(info.n_ctx_train)} tokens` : null],
+            ["Server", info.version ? `wgllm ${info.version}` : null],
         ]),
     );
-    if (phase !== "ready") {
+    if (phase !== "ready" || facts === null) {
         return [make("p", { className: "hint" }, "Nothing is loaded on the graphics card."), model];
     }
-    if (where === "server") {
+    if (!("adapter" in facts)) {
         return [
             section(
                 "Computed by the server",
@@ -48,7 +48,7 @@ function content({ phase, where, facts, info }) {
             model,
         ];
     }
-    const { adapter = {}, limits = {}, features = [] } = facts;
+    const { adapter, limits, features } = facts;
     return [
         section(
             "Card",
@@ -58,9 +58,9 @@ function content({ phase, where, facts, info }) {
                 ["Architecture", adapter.architecture],
                 ["Description", adapter.description],
                 ["Kind", adapter.software ? "software that imitates a card: slow" : null],
-                ["On the card", facts.gpuBytes ? bytes(facts.gpuBytes) : null],
-                ["Of it weights", facts.weightsBytes ? bytes(facts.weightsBytes) : null],
-                ["Context", facts.ctxSize ? `${count(facts.ctxSize)} tokens` : null],
+                ["On the card", bytes(facts.gpuBytes)],
+                ["Of it weights", bytes(facts.weightsBytes)],
+                ["Context", `${count(facts.ctxSize)} tokens`],
                 ["Features used", features.length > 0 ? features.join(", ") : "none beyond WebGPU's own"],
             ]),
         ),
@@ -68,7 +68,7 @@ function content({ phase, where, facts, info }) {
         section(
             "Limits that are asked of it",
             list(
-                Object.entries(limits).map(([name, value]) => [name, count(Number(value))]),
+                Object.entries(limits).map(([name, value]) => [name, count(value)]),
                 "table numbers",
             ),
         ),

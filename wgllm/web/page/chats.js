@@ -230,7 +230,7 @@ export class Chats {
             onUpdate: () => this.#showReply(reply, chat),
             save: () => void this.#save(chat),
         });
-        /** @type {import("./compute.js").Model | null} */
+        /** @type {import("../model.js").Model | null} */
         let used = null;
         const saved = this.#save(chat);
         const ready = async (/** @type {AbortSignal} */ signal) => {

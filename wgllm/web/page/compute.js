@@ -4,17 +4,11 @@ import { Speed } from "./format.js";
 import { faultOf } from "./troubles.js";
 
 /**
- * @typedef {import("../api.js").Api} Api
- * @typedef {import("./troubles.js").Fault} Fault
- * @typedef {import("../server_model.js").ModelEvent} ModelEvent
- * @typedef {import("./tree.js").Turn} Turn
- * @typedef {import("./settings.js").Sampling} Sampling
- * @typedef {{
- *     kind: "gpu" | "server", load: (options: any) => Promise<any>, onLost: ((error: any) => void) | null,
- *     generate: (messages: Turn[], sampling: Sampling, options: {signal?: AbortSignal}) => AsyncIterable<ModelEvent>,
- *     close: () => void, storedBytes?: () => Promise<number>, deleteStored?: () => Promise<void>,
- * }} Model
- * @typedef {{stage: string, done: number, total: number, cached?: number, speed: number | null}} LoadProgress
+ * @import { Api } from "../api.js"
+ * @import { Facts, LoadProgress, Model, ModelInfo } from "../model.js"
+ * @import { Fault } from "./troubles.js"
+ *
+ * @typedef {LoadProgress & {speed: number | null}} Loading
  * @typedef {"start" | "asking" | "loading" | "ready" | "failed"} Phase
  */
 
@@ -25,11 +19,11 @@ export class Compute {
     /** @type {Phase} */ phase = "start";
     /** @type {"gpu" | "server"} */ where = "gpu";
     /** @type {Model | null} */ model = null;
-    /** What `load` told. @type {any} */ facts = null;
+    /** What `load` told. @type {Facts | null} */ facts = null;
     /** @type {Fault | null} */ fault = null;
-    /** @type {LoadProgress | null} */ progress = null;
+    /** @type {Loading | null} */ progress = null;
     onChange = () => {};
-    /** What `/api/model` told. @type {any} */ info;
+    /** @type {ModelInfo} */ info;
     #api;
     #makers;
     #stop = new AbortController();
@@ -37,7 +31,7 @@ export class Compute {
 
     /**
      * @param {Api} api
-     * @param {any} info
+     * @param {ModelInfo} info
      * @param {{gpu: (api: Api) => Model, server: (api: Api) => Model, obstacle: () => Promise<Error | null>}} makers
      */
     constructor(api, info, makers) {
@@ -93,7 +87,7 @@ export class Compute {
         try {
             const facts = await model.load({
                 signal,
-                onProgress: (/** @type {LoadProgress} */ progress) => {
+                onProgress: (progress) => {
                     if (signal.aborted) {
                         return;
                     }

@@ -8,7 +8,7 @@ const HEARD = 4000;
 
 /**
  * @param {import("./reply.js").Reply} reply
- * @param {import("./compute.js").Model | null} used What computed it; null if there was no model.
+ * @param {import("../model.js").Model | null} used What computed it; null if there was no model.
  * @param {Pick<import("./chats.js").Parts, "log" | "compute" | "onRemedy">} parts
  */
 export function tellEnd({ message, error }, used, { log, compute, onRemedy }) {

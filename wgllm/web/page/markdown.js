@@ -5,7 +5,6 @@
 
 import { lexer } from "../vendor/marked.js";
 import { decoded } from "./entities.js";
-import { visible } from "./text.js";
 
 /** @typedef {{type: string, raw: string, [name: string]: any}} Token */
 
@@ -29,13 +28,6 @@ export function blocks(text) {
         // Nested more deeply than the library can follow.
         return [{ type: "plain", raw: text, text }];
     }
-}
-
-/** The DOM of a text. @param {string} text @returns {DocumentFragment} */
-export function rendered(text) {
-    const fragment = document.createDocumentFragment();
-    fragment.append(...blocks(visible(text)).flatMap((token) => nodes(token)));
-    return fragment;
 }
 
 /**

@@ -6,10 +6,9 @@ import { visible } from "./text.js";
 import { explain, REMEDIES } from "./troubles.js";
 
 /**
- * @typedef {import("./compute.js").Compute} Compute
- * @typedef {import("./compute.js").LoadProgress} LoadProgress
- * @typedef {import("./troubles.js").Fault} Fault
- * @typedef {import("./troubles.js").Remedy} Remedy
+ * @import { ModelInfo } from "../model.js"
+ * @import { Compute, Loading } from "./compute.js"
+ * @import { Fault, Remedy } from "./troubles.js"
  */
 
 export class Panel {
@@ -33,7 +32,7 @@ export class Panel {
         (empty ? byId("welcome") : byId("dock-panel")).append(this.#panel);
     }
 
-    /** @param {any} info What `/api/model` told. */
+    /** @param {ModelInfo} info */
     showModel(info) {
         byId("model-name").textContent = visible(info.name || info.id || "A model");
         const facts = [
@@ -129,7 +128,7 @@ export class Panel {
                 ),
             ];
         }
-        if (phase === "ready") {
+        if (phase === "ready" && facts !== null) {
             const on =
                 where === "gpu" || facts.where === "the server" ? facts.where : `the server (${facts.where})`;
             return [make("p", { className: "lead muted", dir: "auto" }, visible(`Runs on ${on}`))];
@@ -137,7 +136,7 @@ export class Panel {
         return fault === null ? [] : [this.#trouble(fault, where)];
     }
 
-    /** @param {LoadProgress | null} progress */
+    /** @param {Loading | null} progress */
     #showProgress(progress) {
         const bar = this.#panel.querySelector(".progress");
         const known = progress !== null && progress.total > 0;
@@ -176,6 +175,9 @@ function headline({ phase, where, facts, progress }) {
     const place = where === "gpu" ? "Graphics card" : "Server";
     switch (phase) {
         case "ready":
+            if (facts === null) {
+                return place;
+            }
             return visible(
                 where === "server"
                     ? `Server${facts.where === "the server" ? "" : ` · ${facts.where}`}`
@@ -192,17 +194,14 @@ function headline({ phase, where, facts, progress }) {
     }
 }
 
-/** What is loaded, and how fast. @param {LoadProgress | null} progress @returns {[stage: string, amount: string]} */
+/** What is loaded, and how fast. @param {Loading | null} progress @returns {[stage: string, amount: string]} */
 export function words(progress) {
     if (progress === null || progress.stage === "plan") {
         return ["Planning for this card…", ""];
     }
-    const { stage, done, total, cached = 0, speed } = progress;
+    const { stage, done, total, cached, speed } = progress;
     if (stage === "shaders") {
         return ["Compiling shaders…", total > 0 ? `${count(done)} of ${count(total)}` : ""];
-    }
-    if (stage === "queue") {
-        return ["Waiting for the server…", ""];
     }
     const left =
         speed !== null && speed > 0 && done < total

@@ -1,14 +1,12 @@
 /** A reply as it is generated: its text, its tokens, its figures, and how it ends. Knows nothing of the screen. */
 
 import { Speed } from "./format.js";
-import { forCard } from "./settings.js";
 import { faultOf } from "./troubles.js";
 
 /**
- * @typedef {import("./tree.js").Message} Message
- * @typedef {import("./tree.js").Turn} Turn
- * @typedef {import("./settings.js").Sampling} Sampling
- * @typedef {import("./compute.js").Model} Model
+ * @import { Message as Turn, Model, ModelEvent, Sampling } from "../model.js"
+ * @import { Message } from "./tree.js"
+ *
  * @typedef {{
  *     stage: string, done: number, total: number, label: string, tokens: number, rate: number | null,
  *     firstSeconds: number | null, contextUsed: number | null,
@@ -69,8 +67,7 @@ export class Reply {
             const model = await ready(signal);
             this.live.stage = "prefill";
             this.#onUpdate();
-            const asked = model.kind === "gpu" ? forCard(sampling) : sampling;
-            for await (const event of model.generate(messages, asked, { signal })) {
+            for await (const event of model.generate(messages, sampling, { signal })) {
                 this.#take(event);
                 this.#onUpdate();
                 this.#saveSometimes();
@@ -92,7 +89,7 @@ export class Reply {
         this.#onUpdate();
     }
 
-    /** @param {import("../server_model.js").ModelEvent} event */
+    /** @param {ModelEvent} event */
     #take(event) {
         const { live, message } = this;
         if (event.type === "progress") {

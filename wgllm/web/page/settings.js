@@ -1,12 +1,10 @@
 /**
  * What the visitor has chosen; the browser keeps it. Of sampling only what differs from the model's own values is kept.
  *
- * @typedef {{temperature: number, topK: number, topP: number, minP: number, seed: number | null, maxTokens: number | null}} Sampling
+ * @import { ModelInfo, Sampling } from "../model.js"
+ *
  * @typedef {keyof Sampling} Name
  */
-
-/** The most candidates that a graphics card looks at. */
-export const CARD_TOP_K = 128;
 
 /** @type {Record<Name, {min: number, max: number, whole: boolean}>} */
 export const RANGES = {
@@ -21,13 +19,7 @@ export const RANGES = {
 /** @type {Sampling} */
 const PLAIN = { temperature: 0.8, topK: 40, topP: 0.95, minP: 0.05, seed: null, maxTokens: null };
 
-/** What a graphics card can do of it. @param {Sampling} sampling @returns {Sampling} */
-export function forCard(sampling) {
-    const { topK } = sampling;
-    return { ...sampling, topK: topK === 0 ? CARD_TOP_K : Math.min(topK, CARD_TOP_K) };
-}
-
-/** What the model's author, or the server, takes. @param {any} told `sampling` of /api/model. @returns {Sampling} */
+/** What the model's author, or the server, takes. @param {Partial<ModelInfo["sampling"]>} [told] @returns {Sampling} */
 export function defaults(told) {
     /** @param {unknown} value @param {number} plain */
     const number = (value, plain) => (typeof value === "number" && Number.isFinite(value) ? value : plain);

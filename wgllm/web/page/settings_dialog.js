@@ -1,7 +1,8 @@
 /** The dialog of settings: what is changed holds at once. */
 
+import { MOST_CANDIDATES } from "../sampling.js";
 import { byId, openDialog } from "./dom.js";
-import { CARD_TOP_K, parsed, RANGES } from "./settings.js";
+import { parsed, RANGES } from "./settings.js";
 
 /** @typedef {import("./settings.js").Settings} Settings @typedef {import("./settings.js").Name} Name */
 
@@ -79,10 +80,10 @@ export class SettingsDialog {
     /** @param {"gpu" | "server"} where */
     setWhere(where) {
         this.#radios("where").forEach((radio) => (radio.checked = radio.value === where));
-        RANGES.topK.max = where === "gpu" ? CARD_TOP_K : 1000;
+        RANGES.topK.max = where === "gpu" ? MOST_CANDIDATES : 1000;
         byId("topK-hint").textContent =
             where === "gpu"
-                ? `of so many likeliest tokens, ${CARD_TOP_K} at most on the card`
+                ? `of so many likeliest tokens, ${MOST_CANDIDATES} at most on the card`
                 : "of so many likeliest tokens; 0: of all";
         RANGES.topK.min = where === "gpu" ? 1 : 0;
     }
@@ -119,7 +120,7 @@ export class SettingsDialog {
 }
 
 /** @param {"auto" | "light" | "dark"} theme */
-export function applyTheme(theme) {
+function applyTheme(theme) {
     if (theme === "auto") {
         delete document.documentElement.dataset.theme;
     } else {

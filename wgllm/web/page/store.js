@@ -18,7 +18,7 @@ export class Gone extends Error {
 }
 
 /** Why the browser keeps nothing. */
-export class NoStore extends Error {
+class NoStore extends Error {
     name = "NoStore";
 }
 

@@ -1,11 +1,11 @@
 /**
  * A chat: a tree of messages, of which one branch is shown. Plain data, so that it can be kept as it is.
  *
+ * @import { Message as Turn, Stats as Made } from "../model.js"
+ *
  * @typedef {"partial" | "complete" | "stopped" | "error" | "interrupted"} State `partial`: it is being generated.
- * @typedef {{
- *     promptTokens: number, cachedTokens: number, generatedTokens: number, prefillSeconds: number,
- *     decodeSeconds: number, contextUsed: number, contextSize: number, seed?: number | string | null, firstSeconds?: number,
- * }} Stats `firstSeconds`: from sending to the first text.
+ * @typedef {Omit<Made, "seed"> & {seed?: number | string | null, firstSeconds?: number}} Stats `firstSeconds`: from
+ *     sending to the first text. JSON has no room for large seeds, which are text.
  * @typedef {{
  *     id: string, parent: string | null, role: "system" | "user" | "assistant" | "tool", content: string, state: State,
  *     created: number, version: number, tokenIds?: number[], reason?: string, model?: string, where?: string,
@@ -15,7 +15,6 @@
  *     id: string, title: string, named: boolean, created: number, updated: number, revision: number, model: string,
  *     system: string, messages: Record<string, Message>, leaf: string | null, shown: Record<string, string>,
  * }} Chat Times are in milliseconds since 1970; `shown`: below which message which branch was shown last.
- * @typedef {{role: string, content: string, tokenIds?: number[]}} Turn
  */
 
 import { titleOf } from "./text.js";
