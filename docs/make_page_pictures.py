@@ -81,6 +81,9 @@ def take(browser: Browser, url: str, name: str, folder: Path) -> Path:
         ],
     )
     page.wait_for_function("(n) => document.querySelectorAll('#chats button').length >= n", arg=len(EARLIER))
+    page.wait_for_function(
+        "(titles) => titles.includes(document.getElementById('title').innerText)", arg=EARLIER
+    )
     page.evaluate("() => wgllmPage.app.chats.create()")
     page.focus("#input")
     page.keyboard.insert_text(QUESTION)
