@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.serve.running import FakeWorker
 from wgllm import worker_process
@@ -42,7 +42,12 @@ def stuck_in_prefill() -> None:
 
 def aborts() -> None:
     """In the first step, as wgpu-native does."""
-    FakeEngine.step = lambda engine: os.abort()  # type: ignore[method-assign]
+
+    def step(engine: FakeEngine) -> NoReturn:
+        print("the driver's last words", file=sys.stderr, flush=True)
+        os.abort()
+
+    FakeEngine.step = step  # type: ignore[method-assign]
 
 
 def main(name: str) -> None:

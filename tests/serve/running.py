@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from tests.serve.in_thread import serving
 from wgllm.serve.engine_host import EngineHost
+from wgllm.serve.errors import EXCEPTION_HANDLERS, Boundary
+from wgllm.serve.limits import BodyLimit
 from wgllm.serve.openai_routes import chat_routes
+from wgllm.serve.settings import Settings
 from wgllm.worker import Worker
 from wgllm.worker_protocol import ModelFacts
 
@@ -53,8 +57,8 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(make_host: Callable[[], EngineHost], name: str = "tiny", **state: Any) -> Iterator[Running]:
-    """Serves what ``make_host`` makes in the server's loop; ``state`` is the application's."""
+def running(make_host: Callable[[], EngineHost], name: str = "tiny", **settings: Any) -> Iterator[Running]:
+    """Serves what ``make_host`` makes in the server's loop, to whoever asks; ``settings`` are those of limits."""
     loop: Future[asyncio.AbstractEventLoop] = Future()
 
     @contextlib.asynccontextmanager
@@ -64,9 +68,12 @@ def running(make_host: Callable[[], EngineHost], name: str = "tiny", **state: An
         await host.aclose()
 
     host = make_host()
-    app = Starlette(routes=list(chat_routes(host, Named(name))), lifespan=lifespan)
-    for key, value in state.items():
-        setattr(app.state, key, value)
+    app = Starlette(
+        routes=chat_routes(host, Named(name)),
+        middleware=[Middleware(Boundary, headers={}), Middleware(BodyLimit, settings=Settings(**settings))],
+        exception_handlers=dict(EXCEPTION_HANDLERS),
+        lifespan=lifespan,
+    )
     with serving(app) as server:
         yield Running(host, server.url, loop.result(PATIENCE))
 

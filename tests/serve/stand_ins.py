@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,6 +19,7 @@ from starlette.types import Send
 from tests.serve.in_thread import InThread, serving
 from wgllm.errors import DeviceError, UsageError
 from wgllm.serve.app import create_app
+from wgllm.serve.refusals import Refused
 from wgllm.serve.settings import Settings
 
 KEY = "0123456789abcdef-the-key"
@@ -130,9 +130,7 @@ def routes(seen: Seen) -> list[Route]:
         raise UsageError("temperature: must not be negative")
 
     async def refused(request: Request) -> Response:
-        error = HTTPException(404, "unknown plan", {"Retry-After": "7"})
-        vars(error).update(kind="not_here", code="unknown_plan", param="id")
-        raise error
+        raise Refused(404, "unknown plan", kind="not_here", code="unknown_plan", param="id", retry_after=6.5)
 
     async def no_device(request: Request) -> Response:
         raise DeviceError("the graphics card was lost")

@@ -27,11 +27,16 @@ def error_of(response: httpx.Response) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/api/nothing", "/v1/echo/", "/health/", "/API/model", "//health", "/%00", "/é"]
+    "path", ["/nothing", "/api/nothing", "/v1/echo/", "/health/", "/API/model", "/%00", "/é"]
 )
 def test_an_unknown_address_is_404(path: str) -> None:
     response = ask(LOCAL, "GET", path)
     assert response.status_code == 404 and error_of(response)["code"] == "not_found"
+
+
+def test_an_address_that_begins_with_two_slashes_is_404() -> None:
+    status, content = ask_raw("GET", "//health")  # httpx would make another one of it
+    assert status == 404 and b"not_found" in content
 
 
 @pytest.mark.parametrize(
@@ -64,10 +69,14 @@ def test_with_debugging_the_traceback_is_told(
     assert caplog.records[0].exc_info
 
 
-def test_what_was_asked_wrongly_is_400_and_what_failed_here_500_in_the_errors_words() -> None:
+def test_what_was_asked_wrongly_is_400_and_what_failed_here_500_in_the_errors_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     wrong = ask(LOCAL, "GET", "/api/wrong")
     assert (wrong.status_code, error_of(wrong)["message"]) == (400, "temperature: must not be negative")
+    assert not caplog.records
     failed = ask(LOCAL, "GET", "/api/no_device")
+    assert [r.getMessage() for r in caplog.records] == ["GET /api/no_device: the graphics card was lost"]
     assert (failed.status_code, error_of(failed)["type"]) == (500, "server_error")
     assert error_of(failed)["message"] == "the graphics card was lost"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from tests.serve.engine_children import Scripted
 from tests.serve.running import PATIENCE, FakeWorker
 from wgllm.engine import Event
-from wgllm.errors import DeviceError
+from wgllm.errors import DeviceError, ModelNotFoundError, UsageError, WorkerError
 from wgllm.serve.engine_child import Progress
 from wgllm.serve.engine_host import Ask, EngineHost
 from wgllm.serve.refusals import EngineDied, HostClosed, NotLoaded, QueueFull
@@ -196,6 +198,35 @@ def test_requests_run_one_by_one_and_cancelled_ones_never_begin() -> None:
     run(work())
 
 
+def test_who_leaves_while_a_prompt_is_made_keeps_the_turn_until_it_is_made() -> None:
+    """The process can't be told to stop that, and computes nothing else meanwhile."""
+
+    async def work() -> None:
+        async with hosted("Hello!") as (host, _):
+            await host.generate(ASK, Kept())
+            made: Future[list[int]] = Future()
+            asked = asyncio.Event()
+
+            async def slow_prompt(worker: Worker) -> list[int]:
+                asked.set()
+                return await asyncio.wrap_future(made)
+
+            first = asyncio.create_task(host.generate(Ask(slow_prompt), Kept()))
+            await asked.wait()
+            first.cancel()
+            await asyncio.wait({first})
+            assert first.cancelled()
+            reply = Kept()
+            second = asyncio.create_task(host.generate(ASK, reply))
+            await asyncio.sleep(0.05)
+            assert (host.status()["running"], host.status()["waiting"]) == (1, 1)
+            made.set_exception(UsageError("no such prompt"))  # which nobody hears any more
+            await second
+            assert reply.text == "Hello!" and host.status()["running"] == 0
+
+    run(work())
+
+
 # Loading
 
 
@@ -238,7 +269,19 @@ def test_progress_of_loading_reaches_all_who_wait() -> None:
     run(work())
 
 
-def test_a_model_that_cannot_be_loaded_is_not_tried_again_at_once() -> None:
+def test_who_waits_for_the_model_hears_when_it_is_loaded() -> None:
+    async def work() -> None:
+        async with hosted() as (host, worker):
+            await asyncio.gather(host.loaded(), host.loaded())
+            assert host.status()["state"] == "ready" and len(worker.starts) == 1
+            await host.loaded()
+        with pytest.raises(HostClosed):
+            await host.loaded()
+
+    run(work())
+
+
+def test_a_model_that_cannot_be_loaded_is_not_tried_again_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         class Bad(FakeWorker):
             loads = 0
@@ -253,7 +296,11 @@ def test_a_model_that_cannot_be_loaded_is_not_tried_again_at_once() -> None:
                 with pytest.raises(NotLoaded, match="no-such-model") as caught:
                     await host.generate(ASK, Kept())
                 assert 0 < caught.value.retry_after <= 2
+            with pytest.raises(ModelNotFoundError, match="no-such-model"):
+                await host.loaded()
             assert Bad.loads == 1
+            assert [record.levelname for record in caplog.records] == ["WARNING"]
+            assert "no-such-model" in caplog.text and "for 2 s" in caplog.text
             status = host.status()
             assert status["state"] == "failed" and "no-such-model" in status["message"]
         finally:
@@ -271,6 +318,8 @@ def test_a_process_that_dies_at_every_start_is_started_four_times() -> None:
             # Twice on the card, then twice without.
             assert worker.starts == [{}, {}, {"backend": "numpy"}, {}]
             assert host.status()["state"] == "failed"
+            with pytest.raises(WorkerError, match="ended by itself"):
+                await host.loaded()
 
     run(work())
 
@@ -331,7 +380,9 @@ def test_killed_while_nobody_asks_it_is_started_again() -> None:
 
 
 @POSIX
-def test_a_card_whose_driver_kills_twice_is_given_up() -> None:
+def test_a_card_whose_driver_kills_twice_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "wgllm.serve")
+
     async def work() -> None:
         async with hosted("Hi", children=("aborts", "aborts", "plain")) as (host, worker):
             with pytest.raises(EngineDied, match="SIGABRT"):
@@ -341,6 +392,11 @@ def test_a_card_whose_driver_kills_twice_is_given_up() -> None:
             assert reply.text == "Hi"
             assert worker.starts == [{}, {}, {"backend": "numpy"}]
             assert "without the graphics card" in host.status()["message"]
+            told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+            assert ["SIGABRT" in line for line in told] == [True, True, False]
+            assert "without the graphics card" in told[2]
+            debug = [r.getMessage() for r in caplog.records if r.levelno == logging.DEBUG]
+            assert sum("the driver's last words" in line for line in debug) == 2
 
     run(work())
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 
 from tests.serve.running import PATIENCE, FakeWorker, Named, Running, fake_host, running, wait_for
@@ -67,7 +68,7 @@ def server() -> Iterator[Running]:
     """Its replies take minutes, a token every 5 ms."""
     options = {"replies": [REPLY], "delay": 0.005, "ctx_size": 100_000}
     host = partial(EngineHost, "fake", options, queue_size=QUEUE, make_worker=Watched)
-    with running(host, max_body_bytes=4 << 20) as server:
+    with running(host, max_body_bytes=8 << 20) as server:
         server.do(server.host.start())
         yield server
 
@@ -209,9 +210,36 @@ def test_errors_name_the_field(client: httpx.Client) -> None:
         ("stop", "[1]", "stop[0]"),
         ("logit_bias", '{"1": "a"}', "logit_bias[1]"),
         ("guided_json", "{\"type\": 1}", "guided_json"),
+        ("messages", '[{"role": "user", "content": 5}]', "messages[0].content"),
+        ("messages", '[{"role": "user", "content": [5]}]', "messages[0].content[0]"),
+        ("samplers", '["no such"]', "samplers"),
+        ("dry_sequence_breakers", '["a", ""]', "dry_sequence_breakers[1]"),
+        ("logit_bias", '{"2147483647": 1}', "logit_bias"),
+        ("logit_bias", json.dumps({str(i): "a" for i in range(2000)}), "logit_bias"),
+        ("messages", json.dumps([{"role": "user", "content": "a" * (3 << 20)}] * 2), "messages"),
     ):  # fmt: skip
         error = client.post("chat/completions", content=field(name, raw)).json()["error"]
-        assert error["param"] == param and param in error["message"]
+        assert error["param"] == param and param in error["message"], (raw[:100], error)
+    for raw, param in (("[true]", "prompt[0]"), ("true", "prompt"), ("[[1, null]]", "prompt[0][1]")):
+        error = client.post("completions", content=b'{"prompt": %s}' % raw.encode()).json()["error"]
+        assert error["param"] == param and "str]" not in error["message"], (raw, error)
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (ChatRequest, {"messages": HI, "logit_bias": {str(i): "a" for i in range(250_000)}}),
+        (ChatRequest, {"messages": [{"role": 1}] * 90_000}),
+        (ChatRequest, {"messages": HI, "stop": [1] * 250_000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": "a", "token_ids": ["a"] * 250_000}]}),
+        (CompletionRequest, {"prompt": [None] * 250_000}),
+        (CompletionRequest, {"prompt": [[None]] * 90_000}),
+    ],
+)
+def test_a_large_wrong_body_has_few_errors(model: type[BaseModel], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate_json(json.dumps(body))
+    assert caught.value.error_count() < 20
 
 
 def test_every_sampling_option_has_a_field() -> None:
@@ -458,9 +486,27 @@ def test_an_error_after_a_comment_is_the_last_event() -> None:
         assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "so"
         client = Client()
         await stream_to(client, EventStream(make))
-        assert client.sent[0]["status"] == 500
+        assert client.sent[0]["status"] == 400
 
     asyncio.run(work())
+
+
+def test_an_error_that_nobody_foresaw_is_told_without_details(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        async def make(flow: Outflow) -> None:
+            flow.put({"n": 1})
+            raise ZeroDivisionError("secret")
+
+        client = Client()
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions"}
+        await EventStream(make)(scope, client.receive, client.send)
+        last = json.loads(client.body.strip().split(b"\n\n")[-1].removeprefix(b"data: "))["error"]
+        assert (last["message"], last["type"]) == ("internal error of the server", "server_error")
+
+    asyncio.run(asyncio.wait_for(work(), PATIENCE))
+    (record,) = caplog.records
+    assert "POST /v1/completions: internal error: ZeroDivisionError: secret" in record.getMessage()
+    assert not record.exc_info
 
 
 def test_nothing_is_lost_however_making_and_sending_meet() -> None:

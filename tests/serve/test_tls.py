@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import socket
@@ -146,6 +147,58 @@ def test_100_handshakes_that_never_end_hold_nobody_up(
         for connection in silent:
             assert connection.recv(1) == b""
             connection.close()
+
+
+def test_connections_that_never_begin_the_handshake_make_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wgllm.serve.server.HANDSHAKE_SECONDS", 600)
+    monkeypatch.setattr("wgllm.serve.server._MOST_CONNECTIONS", 10)
+    files = self_signed(tmp_path, NAMES)
+    trusting = ssl.create_default_context(cafile=str(files.certificate))
+    with running(context=server_context(files)) as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(server.connect()) for _ in range(60)]
+        url = f"https://127.0.0.1:{server.port}/health"
+        assert httpx.get(url, verify=trusting).status_code == 200
+        for connection in silent[:49]:
+            with contextlib.suppress(ConnectionError):
+                assert connection.recv(1) == b""
+        assert len(server.server.server_state.connections) <= 10
+        with httpx.Client(
+            verify=trusting
+        ) as client:  # which is not one of those that have been idle for longest
+            for _ in range(3):
+                assert client.get(url).status_code == 200
+
+
+def test_what_comes_with_the_end_of_the_handshake_is_answered(tmp_path: Path) -> None:
+    files = self_signed(tmp_path, NAMES)
+    trusting = ssl.create_default_context(cafile=str(files.certificate))
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with running(context=server_context(files)) as server:
+        for whole in (True, False):
+            sent, received = ssl.MemoryBIO(), ssl.MemoryBIO()
+            client = trusting.wrap_bio(received, sent, server_hostname="127.0.0.1")
+            with server.connect() as connection:
+                while True:
+                    try:
+                        client.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        connection.sendall(sent.read())
+                        received.write(connection.recv(65536))
+                if not whole:
+                    connection.sendall(sent.read())
+                client.write(request)
+                connection.sendall(sent.read())  # with the handshake's last message, or after it
+                answer = b""
+                while b"}" not in answer:
+                    received.write(connection.recv(65536))
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        while data := client.read(65536):
+                            answer += data
+                assert answer.startswith(b"HTTP/1.1 200 ")
+    assert not server.server.server_state.connections
 
 
 # The user's own

@@ -1,62 +1,57 @@
-"""Request bodies: read up to a limit, then checked against a model, with errors that name the field."""
+"""Request bodies, checked against a model, with errors that name the field. Size and time: see ``BodyLimit``."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-import anyio
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.requests import Request
 
 from wgllm.errors import printable
 from wgllm.serve.refusals import Refused
 
-MAX_BODY_BYTES = 16 << 20
-"""Unless the application's ``state.max_body_bytes`` says otherwise."""
-
-# How long a sender may be silent.
-_SILENCE_SECONDS = 30.0
-# A list of 16 MiB takes seconds to make and gigabytes to hold; no text that fits a context has so many of these.
+MOST_TEXT = 4 << 20
+"""Characters that are tokenized at a time: more than the longest context has."""
+# Nobody else is answered while a body is read: about a tenth of a second for as many values as these. A text with more
+# of them than that has more tokens than a context.
 _MOST_BRACKETS = 200_000
-_MOST_COMMAS = 2_000_000
+_MOST_COMMAS = 300_000
+# Each takes some microseconds to tell.
+_MOST_ERRORS = 2_000
+# pydantic's names for the forms of a union; the others have brackets.
+_FORMS = ("str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float")
 
 M = TypeVar("M", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[M]) -> M:
-    """The body as a ``model``. Raises Refused: 400 naming the field, 408, 413; ClientDisconnect when nobody is left."""
-    data = await _read(request)
+    """The body as a ``model``. Raises Refused: 400 naming the field; ClientDisconnect when nobody is left."""
+    data = await request.body()
     if data.count(b"[") + data.count(b"{") > _MOST_BRACKETS or data.count(b",") > _MOST_COMMAS:
         raise Refused(400, "the body holds too many values")
     try:
-        return model.model_validate_json(bytes(data))
+        return model.model_validate_json(data)
     except ValidationError as error:
         raise _refused(error) from None
 
 
-async def _read(request: Request) -> bytearray:
-    limit = getattr(request.app.state, "max_body_bytes", MAX_BODY_BYTES)
-    try:
-        declared = int(request.headers.get("content-length", "0"))
-    except ValueError:
-        raise Refused(400, "Content-Length is no number") from None
-    data = bytearray()
-    pieces = request.stream().__aiter__()
-    while True:
-        if max(declared, len(data)) > limit:
-            raise Refused(413, f"the body has more than {limit:,} bytes", code="body_too_large")
-        try:
-            with anyio.fail_after(_SILENCE_SECONDS):
-                data += await pieces.__anext__()
-        except StopAsyncIteration:
-            return data
-        except TimeoutError:
-            raise Refused(408, "the body did not come") from None
+def at_most(count: int) -> Callable[[Any], Any]:
+    """A validator for objects of at most ``count`` fields. A ``max_length`` looks at each of them first."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            raise PydanticCustomError("too_long", "has more than {count} fields", {"count": count})
+        return value
+
+    return check
 
 
 def _refused(error: ValidationError) -> Refused:
     """Of all that is wrong with a body, what was found deepest: what other forms would have it be is above."""
+    if error.error_count() > _MOST_ERRORS:
+        return Refused(400, f"the body: {error.error_count():,} values are wrong")
     found = error.errors(include_url=False, include_context=False)
     worst = max(found, key=lambda one: len(_path(one)))
     path, kind = _path(worst), worst["type"]
@@ -76,8 +71,10 @@ def _path(error: ErrorDetails) -> str:
     for part in error["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
+        elif part in _FORMS or "[" in part:
+            continue
+        elif part.isidentifier():
             path += f".{part}" if path else part
-        elif "[" not in part:
+        else:
             path += f"[{printable(part, 40)}]"
     return path

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wgllm.errors import DeviceError, WgllmError, WorkerError
+from wgllm.serve.errors import log
 from wgllm.serve.refusals import HostClosed, NotLoaded
 from wgllm.worker import Listener, Loading, Message, Notice, Worker
 from wgllm.worker_child import Died
@@ -27,6 +28,7 @@ _FIRST_PAUSE = 2.0
 _LONGEST_PAUSE = 300.0
 # How long a process may take to end when it is asked to.
 _CLOSE_SECONDS = 0.5
+_WITHOUT_CARD = "computing without the graphics card: its driver ended the model's process twice"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class EngineChild:
         if self.state == "failed":
             return str(self._error)
         if self.gave_up_card:
-            return "computing without the graphics card: its driver ended the model's process twice"
+            return _WITHOUT_CARD
         return self.notice if self.state == "loading" else None
 
     def load_soon(self) -> None:
@@ -111,12 +113,24 @@ class EngineChild:
         with self.watched(tell):
             if self.progress is not None:
                 tell(self.progress)
+            try:
+                return await self.loaded()
+            except HostClosed:
+                raise
+            except WgllmError as error:
+                raise NotLoaded(str(error), max(self._retry_at - time.monotonic(), 0.0)) from None
+
+    async def loaded(self) -> ModelFacts:
+        """The facts of the model, when loading has ended, which begins here unless it has been tried. Raises the
+        WgllmError of loading that failed."""
+        if self._error is None:
+            self.load_soon()
+        if self._loading is not None:
             await asyncio.wait({self._loading})  # which goes on when nobody waits any more
         if self._closed:
             raise HostClosed("the server is shutting down")
         if (facts := self.worker.facts) is None:
-            left = self._retry_at - time.monotonic()
-            raise NotLoaded(str(self._error or "its process has ended"), max(left, 0.0))
+            raise self._error or WorkerError("the model's process has ended")
         return facts
 
     @contextlib.contextmanager
@@ -140,7 +154,7 @@ class EngineChild:
             return False
         if self._closed:
             raise HostClosed("the server is shutting down")
-        self._gone()
+        self._gone(error)
         return True
 
     def worked(self) -> None:
@@ -155,20 +169,27 @@ class EngineChild:
             self._loading.cancel()
         await asyncio.to_thread(self.worker.close, _CLOSE_SECONDS)
 
-    def _gone(self) -> None:
+    def _gone(self, why: object) -> None:
         """Counts the death of the process that was started last, once, and begins to start another."""
         if self._counted == self._starts:
             return
-        self._counted = self._starts
-        self._deaths += 1
+        self._count_death()
         self.worker.kill()  # it may be there still, without a device
         if self._loading is None and not self._closed:
             if self._deaths <= _MOST_DEATHS:
+                log.warning("%s; it is started again", why)
                 self.load_soon()
             else:
                 self._fail(WorkerError("the model's process ended again and again"))
 
+    def _count_death(self) -> None:
+        self._counted = self._starts
+        self._deaths += 1
+        for line in self.worker.stderr:
+            log.debug("the model's process: %s", line)
+
     def _fail(self, error: WgllmError) -> None:
+        log.warning("the model can't be loaded: %s; no request tries again for %.0f s", error, self._pause)
         self._error = error
         self._retry_at = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -186,16 +207,17 @@ class EngineChild:
         if self.on_card and self._deaths >= _MOST_DEATHS:
             changes["backend"] = "numpy"
             self.on_card, self.gave_up_card, self._deaths = False, True, 0
+            log.warning("%s", _WITHOUT_CARD)
         try:
             facts = await asyncio.wrap_future(self._start(changes))
         except WgllmError as error:
             if self._closed:
                 return True
             if isinstance(error, WorkerError) and not self.worker.alive:
-                self._counted = self._starts
-                self._deaths += 1
+                self._count_death()
                 # A card gets a second try and NumPy two more; a process that never lives gets no others.
                 if self._deaths < _MOST_DEATHS or self.on_card:
+                    log.warning("%s; it is started again", error)
                     return False
                 self._deaths = 0
             self._fail(error)
@@ -228,7 +250,7 @@ class EngineChild:
         elif isinstance(message, Notice):
             self.notice = message.text
         elif isinstance(message, Died) and self._loading is None and not self.worker.alive:
-            self._gone()
+            self._gone(message)
 
     def _tell(self, progress: Progress) -> None:
         self.progress = progress

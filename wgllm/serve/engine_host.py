@@ -23,8 +23,8 @@ from wgllm.engine import Event, FinishReason, Request
 from wgllm.errors import ModelFileError, UsageError, WgllmError
 from wgllm.sampling import SamplingOptions, SamplingParams
 from wgllm.serve.engine_child import EngineChild, Progress
-from wgllm.serve.refusals import ContextExceeded, EngineDied, HostClosed, PromptRefused
-from wgllm.serve.turns import Turns
+from wgllm.serve.refusals import ContextExceeded, EngineDied, HostClosed, PromptRefused, Refused
+from wgllm.serve.turns import Place, Turns
 from wgllm.worker import Events, Failed, Listener, Message, Prefilling, Worker
 from wgllm.worker_protocol import ModelFacts
 
@@ -87,6 +87,10 @@ class EngineHost:
         """Begins to load the model, which else is done for the first request. Does not wait for it."""
         self._child.load_soon()
 
+    async def loaded(self) -> None:
+        """Waits until the model is loaded, which begins unless it has. Raises the error of loading that failed."""
+        await self._child.loaded()
+
     async def aclose(self) -> None:
         """Ends what runs and waits, and the process; within 3 s, mostly much less."""
         self._closed = True
@@ -132,7 +136,7 @@ class EngineHost:
         try:
             with self._child.watched(reply.tell):
                 await place.wait()
-            await self._try_twice(ask, reply)
+            await self._try_twice(ask, reply, place)
         except asyncio.CancelledError:
             if self._closed:  # then it was not the caller who gave up
                 raise HostClosed("the server is shutting down") from None
@@ -149,11 +153,11 @@ class EngineHost:
             self._bytes.update(zip(unknown, made, strict=True))
         return [self._bytes[i] for i in ids]
 
-    async def _try_twice(self, ask: Ask, reply: Reply) -> None:
+    async def _try_twice(self, ask: Ask, reply: Reply, place: Place) -> None:
         for last in (False, True):
             try:
                 facts = await self._child.ready(reply.tell)
-                await self._run(await self._request(ask, facts), reply)
+                await self._run(await self._request(ask, facts, place), reply)
             except WgllmError as error:
                 if not self._child.broken_by(error):
                     raise
@@ -163,11 +167,17 @@ class EngineHost:
                 self._child.worked()
                 return
 
-    async def _request(self, ask: Ask, facts: ModelFacts) -> Request:
+    async def _request(self, ask: Ask, facts: ModelFacts, place: Place) -> Request:
         options = cast("SamplingOptions", dict(ask.sampling))
         sampling = await self._child.ask(lambda worker: worker.sampling_params(**options))
+        if (token := max(sampling.logit_bias, default=-1)) >= facts.vocab_size:
+            message = f"logit_bias: token id {token} is outside the vocabulary of {facts.vocab_size}"
+            raise Refused(400, message, param="logit_bias")
+        # The process makes it even if nobody waits any more, and nothing else meanwhile.
+        making = asyncio.ensure_future(ask.prompt(self._child.worker))
+        place.hold(making)
         try:
-            tokens = await ask.prompt(self._child.worker)
+            tokens = await asyncio.shield(making)
         except ModelFileError as error:  # of the template, which other messages might not have met
             raise PromptRefused(str(error)) from None
         if not tokens:

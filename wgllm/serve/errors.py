@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wgllm import debug
-from wgllm.errors import UsageError, WgllmError, printable
+from wgllm.errors import WgllmError, printable
+from wgllm.serve.refusals import Refused, refusal
 
 log = logging.getLogger("wgllm.serve")
 
@@ -40,37 +41,36 @@ def error_response(
     )
 
 
-# What Starlette says by itself, and what is said instead.
-_PHRASES = {
-    "Not Found": ("there is nothing at this address", "not_found"),
-    "Method Not Allowed": ("this address does not take that method", "method_not_allowed"),
-}
-
-
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Exceptions may have ``kind``, ``code`` and ``param`` as ``error_response`` takes them."""
-    assert isinstance(error, HTTPException)
-    message, code = _PHRASES.get(error.detail, (error.detail, None))
-    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+def answer_to(refused: Refused) -> JSONResponse:
     return error_response(
-        error.status_code,
-        message,
-        kind=getattr(error, "kind", kind),
-        code=getattr(error, "code", code),
-        param=getattr(error, "param", None),
-        headers=error.headers,
+        refused.status_code,
+        refused.message,
+        kind=refused.kind,
+        code=refused.code,
+        param=refused.param,
+        headers=refused.headers,
     )
 
 
-async def on_wgllm_error(request: Request, error: Exception) -> Response:
-    """Messages of these errors are written for users; what was asked wrongly is the client's, all else is ours."""
-    if isinstance(error, UsageError):
-        return error_response(400, str(error))
-    log.error("%s: %s", _asked(request.scope), printable(str(error), _MESSAGE_LENGTH))
-    return error_response(500, str(error), kind="server_error")
+def noted(error: Exception, scope: Scope) -> Refused:
+    """``error`` as the client is told of it; who runs the server is told of those that are the server's own."""
+    refused = refusal(error)
+    if isinstance(error, WgllmError):
+        if refused.status_code == 500:
+            log.error("%s: %s", _asked(scope), printable(str(error), _MESSAGE_LENGTH))
+    elif not isinstance(error, HTTPException):
+        where = "" if debug.level() else " (WGLLM_DEBUG=1 shows where)"
+        problem = " ".join(printable(f"{type(error).__name__}: {error}").split())
+        traceback = error if debug.level() else None
+        log.error("%s: internal error: %s%s", _asked(scope), problem, where, exc_info=traceback)
+    return refused
 
 
-EXCEPTION_HANDLERS = {HTTPException: on_http_exception, WgllmError: on_wgllm_error}
+async def _on_error(request: Request, error: Exception) -> Response:
+    return answer_to(noted(error, request.scope))
+
+
+EXCEPTION_HANDLERS = {HTTPException: _on_error, WgllmError: _on_error}
 """Starlette's, for errors that routes raise."""
 
 
@@ -114,19 +114,10 @@ class Boundary:
                 await gone(scope, receive, answer)
             raise
         except Exception as error:
-            where = "" if debug.level() else " (WGLLM_DEBUG=1 shows where)"
-            problem = printable(f"{type(error).__name__}: {error}")
-            log.error(
-                "%s: internal error: %s%s",
-                _asked(scope),
-                " ".join(problem.split()),
-                where,
-                exc_info=error if debug.level() else None,
-            )
+            refused = noted(error, scope)
             if status:
                 raise  # the connection is cut, so that nobody takes what was sent for the whole
-            response = error_response(500, "internal error of the server", kind="server_error")
-            await response(scope, receive, answer)
+            await answer_to(refused)(scope, receive, answer)
         finally:
             if self._verbose:
                 taken = 1000 * (time.monotonic() - began)

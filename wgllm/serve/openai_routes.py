@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from wgllm.serve.bodies import read_body
+from wgllm.serve.bodies import MOST_TEXT, read_body
 from wgllm.serve.engine_host import Ask, EngineHost
 from wgllm.serve.openai_replies import ChatForm, Form, StreamedAnswer, TextForm, WholeAnswer
 from wgllm.serve.openai_types import ChatRequest, CompletionRequest, Sampled
 from wgllm.serve.refusals import Refused
 from wgllm.serve.sse import EventStream, Outflow, Whole
 from wgllm.worker import Worker
-
-_NOBODY = 499  # nginx's, for a client that left
 
 
 class Named(Protocol):
@@ -53,6 +51,8 @@ def chat_routes(host: EngineHost, model: Named) -> list[Route]:
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatRequest)
         messages, tools = body.template_messages, body.template_tools
+        if _characters([messages, tools]) > MOST_TEXT:
+            raise Refused(400, f"messages: more than {MOST_TEXT:,} characters are too many", param="messages")
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         top = (body.top_logprobs or 0) if body.logprobs else None
 
@@ -70,10 +70,10 @@ def chat_routes(host: EngineHost, model: Named) -> list[Route]:
         return _answer(host, model, TextForm(), body, prompt, body.max_tokens, body.logprobs)
 
     return [
-        Route("/v1/models", _refusing(models), methods=["GET"]),
-        Route("/v1/models/{id:path}", _refusing(one_model), methods=["GET"]),
-        Route("/v1/chat/completions", _refusing(chat), methods=["POST"]),
-        Route("/v1/completions", _refusing(completion), methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{id:path}", one_model, methods=["GET"]),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completion, methods=["POST"]),
     ]
 
 
@@ -128,13 +128,15 @@ async def _text_prompt(worker: Worker, prompt: str | list[int]) -> list[int]:
     return tokens
 
 
-def _refusing(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except Refused as refused:
-            return refused.response()
-        except ClientDisconnect:
-            return Response(status_code=_NOBODY)
-
-    return answer
+def _characters(value: Any) -> int:
+    """Of all texts in plain data."""
+    count, stack = 0, [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            count += len(item)
+        elif isinstance(item, dict):
+            stack += [*item, *item.values()]
+        elif isinstance(item, list):
+            stack += item
+    return count

@@ -20,7 +20,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from wgllm.sampling.params import SamplingOptions, value_range
+from wgllm.errors import UsageError
+from wgllm.sampling.params import SamplingOptions, SamplingParams, value_range
+from wgllm.serve.bodies import MOST_TEXT, at_most
 
 MAX_TOP_LOGPROBS = 20
 _MOST_MESSAGES = 10_000
@@ -33,6 +35,7 @@ _INT64 = 2**63
 
 TokenId = Annotated[int, Field(ge=0, le=_INT32)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Text = Annotated[str, Field(max_length=MOST_TEXT)]
 
 
 def _unsupported(text: str) -> PydanticCustomError:
@@ -203,9 +206,10 @@ class Sampled(_Strict):
     top_p: float | None = _sampler("top_p")
     frequency_penalty: float | None = _sampler("frequency_penalty")
     presence_penalty: float | None = _sampler("presence_penalty")
-    logit_bias: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]] | None = Field(
-        default=None, max_length=_MOST_BIASES
-    )
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]], BeforeValidator(at_most(_MOST_BIASES))]
+        | None
+    ) = None
     top_k: int | None = _sampler("top_k")
     min_p: float | None = _sampler("min_p")
     typical_p: float | None = _sampler("typical_p")
@@ -218,9 +222,12 @@ class Sampled(_Strict):
     dry_base: float | None = _sampler("dry_base")
     dry_allowed_length: int | None = _sampler("dry_allowed_length")
     dry_penalty_last_n: int | None = _sampler("dry_penalty_last_n")
-    dry_sequence_breakers: Annotated[list[StopText], Field(fail_fast=True, max_length=_MOST_STOPS)] | None = (
-        None
-    )
+    dry_sequence_breakers: (
+        Annotated[
+            list[Annotated[StopText, Field(min_length=1)]], Field(fail_fast=True, max_length=_MOST_STOPS)
+        ]
+        | None
+    ) = None
     dynatemp_range: float | None = _sampler("dynatemp_range")
     dynatemp_exponent: float | None = _sampler("dynatemp_exponent")
     mirostat: int | None = _sampler("mirostat")
@@ -256,6 +263,15 @@ class Sampled(_Strict):
     def _plain_text(cls, value: Choice | None) -> Choice | None:
         if value is not None and value.type != "text":
             raise _unsupported(f"'{value.type}' is not supported: answers are text")
+        return value
+
+    @field_validator("samplers")
+    @classmethod
+    def _known(cls, value: list[str] | None) -> list[str] | None:
+        try:
+            SamplingParams(samplers=tuple(value or ()))
+        except UsageError as error:
+            raise PydanticCustomError("sampler", "{text}", {"text": str(error)}) from None
         return value
 
     @field_validator("logit_bias")
@@ -334,7 +350,7 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """``POST /v1/completions``."""
 
-    prompt: str | TokenIds | Annotated[list[str | TokenIds], Field(fail_fast=True, max_length=_INT32)]
+    prompt: Text | TokenIds | Annotated[list[Text | TokenIds], Field(fail_fast=True, max_length=_INT32)]
     max_tokens: int | None = Field(default=16, ge=-1, le=_INT32)
     """OpenAI's default: without a chat's end a text may go on for ever."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)

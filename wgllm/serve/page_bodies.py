@@ -1,22 +1,25 @@
-"""What a page may ask for. Numbers and lists are bounded here: what they cost is paid by the server."""
+"""What a page may ask for. Numbers and lists are bounded here: what they cost is paid by the server.
+
+Lists end at the first value that is wrong, and objects are counted before any value is looked at: pydantic keeps an
+error for each, and a million of those takes seconds."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-MOST_TEXT = 4 << 20
-"""Characters that are tokenized at a time: more than the longest context has."""
-_MOST_TOKENS = 1 << 20
+from wgllm.serve.bodies import MOST_TEXT, at_most
+
 _MOST_MESSAGES = 10_000
 _MOST_TOOLS = 256
 _MOST_WIDTHS = 64
 _MOST_LIMITS = 128
 _MOST_ROWS = 1 << 16
 
+Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[Token], Field(max_length=_MOST_TOKENS)]
+Tokens = Annotated[list[Token], Field(fail_fast=True)]
 
 
 class _Body(BaseModel):
@@ -25,7 +28,7 @@ class _Body(BaseModel):
 
 
 class Tokenize(_Body):
-    text: Annotated[str, Field(max_length=MOST_TEXT)]
+    text: Text
     add_special: bool = True
     parse_special: bool = False
 
@@ -40,18 +43,18 @@ class Message(_Body):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     role: str
-    content: str | list[Any] | None = None
+    content: Text | list[Any] | None = None
     token_ids: Tokens | None = None
 
 
 class ChatTokens(_Body):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST_MESSAGES)]
-    tools: Annotated[list[dict[str, Any]], Field(max_length=_MOST_TOOLS)] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)]
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=_MOST_TOOLS)] | None = None
 
 
 class PlanWish(_Body):
-    limits: Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(max_length=_MOST_LIMITS)]
-    features: Annotated[list[str], Field(max_length=_MOST_LIMITS)] = []
+    limits: Annotated[dict[str, Annotated[int, Field(ge=0)]], BeforeValidator(at_most(_MOST_LIMITS))]
+    features: Annotated[list[str], Field(fail_fast=True, max_length=_MOST_LIMITS)] = []
     subgroup_size: Annotated[int, Field(ge=0)] = 0
     software: bool = False
     ctx_size: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -64,4 +67,4 @@ class WidthWish(_Body):
 
 
 class SchedulesWish(_Body):
-    widths: Annotated[list[WidthWish], Field(min_length=1, max_length=_MOST_WIDTHS)]
+    widths: Annotated[list[WidthWish], Field(fail_fast=True, min_length=1, max_length=_MOST_WIDTHS)]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 
 from wgllm.errors import UsageError, WgllmError
-from wgllm.serve.errors import error_response
-
-SERVER_ERROR = "server_error"
 
 
 class Refused(HTTPException):
@@ -22,26 +19,19 @@ class Refused(HTTPException):
         status: int,
         message: str,
         *,
-        kind: str = "invalid_request_error",
+        kind: str | None = None,
         code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """``retry_after`` in seconds."""
-        message = " ".join(message.split())
-        headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
+        """``kind`` None: as the status says. ``retry_after`` in seconds."""
+        message, headers = " ".join(message.split()), dict(headers or {})
+        if retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
         super().__init__(status, message, headers)
-        self.message, self.kind, self.code, self.param = message, kind, code, param
-
-    def response(self) -> JSONResponse:
-        return error_response(
-            self.status_code,
-            self.message,
-            kind=self.kind,
-            code=self.code,
-            param=self.param,
-            headers=self.headers,
-        )
+        self.kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
+        self.message, self.code, self.param = message, code, param
 
     def event(self) -> dict[str, Any]:
         """What ends a stream that has begun."""
@@ -86,22 +76,31 @@ class ContextExceeded(UsageError):
         )
 
 
+# What stands first of those that an error is one of.
+_ANSWERS: tuple[tuple[type[Exception], int, str | None], ...] = (
+    (ContextExceeded, 400, "context_length_exceeded"),
+    (UsageError, 400, None),
+    (QueueFull, 503, "queue_full"),
+    (NotLoaded, 503, "not_loaded"),
+    (HostClosed, 503, "shutting_down"),
+    (EngineDied, 500, "engine_died"),
+    (WgllmError, 500, None),
+)
+# What Starlette says by itself, and what is said instead.
+_PHRASES = {
+    "Not Found": ("there is nothing at this address", "not_found"),
+    "Method Not Allowed": ("this address does not take that method", "method_not_allowed"),
+}
+
+
 def refusal(error: Exception) -> Refused:
     """``error`` as a client is told of it. What nobody foresaw is an internal error without details."""
     if isinstance(error, Refused):
         return error
-    if isinstance(error, ContextExceeded):
-        return Refused(400, str(error), code="context_length_exceeded")
-    if isinstance(error, UsageError):
-        return Refused(400, str(error))
-    if isinstance(error, QueueFull):
-        return Refused(503, str(error), kind=SERVER_ERROR, code="queue_full", retry_after=error.retry_after)
-    if isinstance(error, NotLoaded):
-        return Refused(503, str(error), kind=SERVER_ERROR, code="not_loaded", retry_after=error.retry_after)
-    if isinstance(error, HostClosed):
-        return Refused(503, str(error), kind=SERVER_ERROR, code="shutting_down", retry_after=5)
-    if isinstance(error, EngineDied):
-        return Refused(500, str(error), kind=SERVER_ERROR, code="engine_died")
-    if isinstance(error, WgllmError):
-        return Refused(500, str(error), kind=SERVER_ERROR)
-    return Refused(500, "internal error", kind=SERVER_ERROR)
+    if isinstance(error, HTTPException):
+        message, code = _PHRASES.get(error.detail, (error.detail, None))
+        return Refused(error.status_code, message, code=code, headers=error.headers)
+    for kind, status, code in _ANSWERS:
+        if isinstance(error, kind):
+            return Refused(status, str(error), code=code, retry_after=getattr(error, "retry_after", None))
+    return Refused(500, "internal error of the server")

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from wgllm import debug
 from wgllm.serve.limits import ADMITTED, HEADER_BYTES
 
-HANDSHAKE_SECONDS = 10.0
+HANDSHAKE_SECONDS = 3.0
 _GRACE_SECONDS = 1
 _THREAD_SECONDS = 0.5
 _KEEP_ALIVE_SECONDS = 30
@@ -32,7 +32,8 @@ _SPARE_FILES = 96
 
 class Connection(H11Protocol):
     """A client's connection. One that is slow to ask, or no longer reads, is ended; where there are too many, the
-    one that has been idle for longest makes room, so that new ones are always heard."""
+    one that has been idle for longest makes room, so that new ones are always heard. With TLS it is one from before
+    the handshake on, which asyncio's own servers hide from those that would count it."""
 
     head_seconds = 15.0
     """For a request's headers, from the connection's start or the first of their bytes."""
@@ -41,11 +42,38 @@ class Connection(H11Protocol):
     most = _MOST_CONNECTIONS
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # type: ignore[override,unused-ignore]
-        super().connection_made(cast(asyncio.Transport, transport))
-        self._since = self.loop.time()
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._early: bytearray | None = None
+        """What came before the handshake's end was known here; None when it is."""
+        self._since = self.loop.time()
+        self.transport = cast(asyncio.Transport, transport)
+        self.connections.add(self)
         self._make_room()
+        if self.config.ssl is None:
+            self._begin(self.transport)
+        else:
+            self._early = bytearray()
+            self._securing = self.loop.create_task(self._secure(self.transport, self.config.ssl))
+
+    async def _secure(self, plain: asyncio.Transport, context: ssl.SSLContext) -> None:
+        try:
+            secured = await self.loop.start_tls(
+                plain, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except OSError:
+            secured = None
+        early, self._early = self._early, None
+        if secured is None or plain.is_closing():  # it failed, took too long, or made room for others
+            self.connections.discard(self)
+            return
+        self._begin(secured)
+        if early:
+            self.data_received(bytes(early))
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._since = self.loop.time()
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -54,6 +82,9 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._early is not None:
+            self._early += data
+            return
         super().data_received(data)
         self._watch_head()
 
@@ -217,7 +248,7 @@ class Server(uvicorn.Server):
             self.busy_threads = [thread for thread in made if thread.is_alive()]
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """uvicorn's, with a time for TLS's handshake, during which a connection has no other."""
+        """uvicorn's, but for TLS, which connections begin themselves."""
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             raise RuntimeError("the server's application could not be started")
@@ -231,12 +262,8 @@ class Server(uvicorn.Server):
                 _loop=loop,
             )
 
-        timeout = HANDSHAKE_SECONDS if self.config.ssl is not None else None
         self.servers = [
-            await loop.create_server(
-                connection, sock=each, ssl=self.config.ssl, ssl_handshake_timeout=timeout, backlog=1024
-            )
-            for each in sockets or []
+            await loop.create_server(connection, sock=each, backlog=1024) for each in sockets or []
         ]
         self.started = True
 

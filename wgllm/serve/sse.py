@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,8 +17,9 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from wgllm.errors import WgllmError
-from wgllm.serve.refusals import Refused, refusal
+from wgllm.errors import UsageError
+from wgllm.serve.errors import answer_to, noted
+from wgllm.serve.refusals import Refused
 
 _COMMENT = b": still there\n\n"
 _DONE = b"data: [DONE]\n\n"
@@ -28,10 +28,8 @@ _HEADERS = {
     "x-accel-buffering": "no",  # nginx: pass on what comes as it comes
 }
 
-_log = logging.getLogger(__name__)
 
-
-class SlowReader(WgllmError):
+class SlowReader(UsageError):
     """A client reads more slowly than anyone should wait for."""
 
 
@@ -108,7 +106,7 @@ class EventStream(Response):
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         flow = Outflow(self._limit)
-        making = asyncio.create_task(self._made(flow))
+        making = asyncio.create_task(self._made(flow, scope))
         try:
             with contextlib.suppress(TimeoutError):
                 # A client that takes nothing is left: the server closes a connection whose response has no end.
@@ -116,14 +114,12 @@ class EventStream(Response):
         finally:
             await _ended(making)
 
-    async def _made(self, flow: Outflow) -> Refused | None:
+    async def _made(self, flow: Outflow, scope: Scope) -> Refused | None:
         """What went wrong."""
         try:
             await self._make(flow)
         except Exception as error:
-            if not isinstance(error, (WgllmError, Refused)):
-                _log.exception("a request failed")
-            return refusal(error)
+            return noted(error, scope)
         finally:
             flow.end()
         return None
@@ -141,7 +137,7 @@ class EventStream(Response):
             # Looked at once: it may end whenever something is waited for.
             refused = await making if (ended := flow.ended) else None
             if refused is not None and not started and not data:
-                await refused.response()(scope, receive, send)
+                await answer_to(refused)(scope, receive, send)
                 return
             if not started:
                 started = True
@@ -165,10 +161,7 @@ class Whole(Response):
         await while_there(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await self._make()
-        except (WgllmError, Refused) as error:
-            response = refusal(error).response()
+        response = await self._make()
         await response(scope, receive, send)
 
 

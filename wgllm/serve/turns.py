@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from wgllm.serve.refusals import QueueFull
 
@@ -25,14 +26,22 @@ class Place:
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.since: float | None = None
         """When its turn came."""
+        self._work: asyncio.Future[Any] | None = None
 
     async def wait(self) -> None:
         """Until it is this request's turn."""
         await self.granted
 
+    def hold(self, work: asyncio.Future[Any]) -> None:
+        """Its turn ends no earlier than ``work``, which nobody can stop."""
+        self._work = work
+
     def leave(self) -> None:
         """Lets the next one compute, or stops waiting."""
-        self._turns._left(self)
+        if self._work is None or self._work.done():
+            self._turns._left(self)
+        else:
+            self._work.add_done_callback(lambda work: self._turns._left(self))
 
     def _stands_at(self, ahead: int) -> None:
         self._ahead_at_first = max(self._ahead_at_first, ahead)
