@@ -60,11 +60,13 @@ def open_hugging_face(
     path: str | os.PathLike[str],
     families: Mapping[str, HfFamily],
     overrides: Mapping[str, Any] | None = None,
+    *,
+    mapped: bool = True,
 ) -> ModelFile:
     """Opens a directory, or the one that the index or file of weights at ``path`` lies in. Reads headers only.
 
-    ``families`` by model_type; ``overrides`` stand in place of what the metadata would be. Raises
-    ModelNotFoundError, and ModelFileError for anything malformed or not supported.
+    ``families`` by model_type; ``overrides`` stand in place of what the metadata would be; ``mapped`` as in
+    ``open_weights``. Raises ModelNotFoundError, and ModelFileError for anything malformed or not supported.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 (links stay links, and "." gets a name)
     directory = path if path.is_dir() else path.parent
@@ -80,7 +82,7 @@ def open_hugging_face(
     metadata = _metadata(family, config, directory)
     rope, factors = rope_settings(family, config)
     metadata |= {f"{family.architecture}.{key}": value for key, value in rope.items()}
-    weights = open_weights(weights_path)
+    weights = open_weights(weights_path, mapped=mapped)
     try:
         tensors = _Translation(family, config, weights).tensors()
         for name, numbers in factors.items():
@@ -90,7 +92,7 @@ def open_hugging_face(
         raise
     conventions = Conventions(family.rope_interleaved, family.norm_offset)
     shown = Overlay(metadata, overrides) if overrides else metadata
-    return ModelFile(directory, shown, tensors, conventions, weights.close)
+    return ModelFile(directory, shown, tensors, conventions, weights.close, weights.files)
 
 
 def _weights_file(path: Path) -> Path:
@@ -256,7 +258,7 @@ class _Translation:
     ) -> None:
         target = rule if isinstance(rule, str) else rule.target
         name = target.replace("{i}", str(numbers[0]) if numbers else "{i}") + ending
-        view = stored.view()
+        view = stored.view(name)
         try:
             if isinstance(rule, Rows):
                 view = RowsView(name, view, rule.runs(self.config))
@@ -264,8 +266,6 @@ class _Translation:
                 view = ShareView(name, view, rule.number, rule.of)
             elif isinstance(rule, Transposed) and len(view.shape) > 1:
                 view = TransposedView(name, view)
-            else:
-                view = TensorView(name, view.shape, view.format, view.data, view.forget)
         except ValueError as error:
             raise ModelFileError(stored.path, f"tensor {stored.name}", str(error)) from None
         known: Mapping[Any, TensorView] = self._stacks.setdefault(name, {}) if stacked else self._found

@@ -24,21 +24,23 @@ def open_model(
     overrides: Mapping[str, Any] | None = None,
     *,
     quantize: str | None = None,
+    mapped: bool = True,
 ) -> ModelFile:
     """Opens the model at ``path``: a GGUF file (the first, when it is split), a directory with config.json and
     safetensors, its index or one of its files, or a directory without such that has one GGUF model.
 
     ``overrides`` stand in place of the file's metadata. ``quantize`` names a format that large float weights are
-    rounded to as they are read. Reads headers only. Raises ModelNotFoundError, ModelFileError, UsageError.
+    rounded to as they are read. Unless ``mapped``, weights are read from their files at each use, which may then change
+    without harm to this process. Reads headers only. Raises ModelNotFoundError, ModelFileError, UsageError.
     """
     path = Path(path)
     refuse_pickle(path)
     if path.is_dir() and not (is_hugging_face(path) and any(path.glob("*.safetensors"))):
         path = _gguf_in(path)  # which may have a config.json beside it
     file = (
-        open_hugging_face(path, HF_FAMILIES, overrides)
+        open_hugging_face(path, HF_FAMILIES, overrides, mapped=mapped)
         if is_hugging_face(path)
-        else open_gguf(path, overrides)
+        else open_gguf(path, overrides, mapped=mapped)
     )
     try:
         return file if quantize is None else quantized(file, quantize)

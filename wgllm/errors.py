@@ -45,6 +45,13 @@ class ModelFileError(WgllmError):
         self.problem = problem
 
 
+class ModelFileChanged(ModelFileError):
+    """A model file is not what it was when it was opened: it was written to, or cut off."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, "file", "has changed since the server opened it; start the server again")
+
+
 class DeviceError(WgllmError):
     """No usable GPU, or the GPU was lost."""
 

@@ -45,8 +45,10 @@ def open_with_options(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     offline: bool = False,
     download_progress: Progress | None = None,
+    mapped: bool = True,
 ) -> OpenedModel:
-    """The model of this name or path, downloaded first when it is not here; options as in ``wgllm.load``.
+    """The model of this name or path, downloaded first when it is not here; options as in ``wgllm.load``, ``mapped`` as
+    in ``open_model``.
 
     Raises a ``WgllmError`` whose text is one line.
     """
@@ -60,7 +62,7 @@ def open_with_options(
 
         check_variables(chat_template_kwargs)
     path = resolve(os.fspath(model), download=not offline, progress=download_progress)
-    file = open_model(path, overrides, quantize=quantize)
+    file = open_model(path, overrides, quantize=quantize, mapped=mapped)
     try:
         file.override(rope_overrides(file.architecture, rope_scaling, rope_scale, rope_freq_base))
     except BaseException:

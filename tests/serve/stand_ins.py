@@ -48,6 +48,8 @@ class StandInHost:
 
     async def start(self) -> None:
         self.state = "loading"
+
+    async def loaded(self) -> None:
         await asyncio.sleep(0)
         if self._failure is not None:
             self.state = "failed"
@@ -168,7 +170,7 @@ def routes(seen: Seen) -> list[Route]:
 
 def application(settings: Settings | None = None, seen: Seen | None = None) -> Starlette:
     used = Settings() if settings is None else settings
-    return create_app(StandInModel(), StandInHost(), used, routes=routes(seen or Seen()))
+    return create_app(StandInModel(), StandInHost(), used, routes(seen or Seen()))
 
 
 def ask(

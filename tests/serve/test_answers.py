@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import httpx
@@ -15,6 +17,7 @@ from starlette.datastructures import Headers
 from tests.serve.stand_ins import ask, ask_raw
 from wgllm.serve.compression import accepts_gzip
 from wgllm.serve.errors import error_response
+from wgllm.serve.ranges import is_known
 from wgllm.serve.settings import Settings
 from wgllm.serve.static import static_routes
 
@@ -167,6 +170,50 @@ def test_the_files_of_the_page_are_served_as_they_lie() -> None:
     response = ask(LOCAL, "GET", "/static/runtime.js")
     assert response.status_code == 200 and "javascript" in response.headers["content-type"]
     assert ask(LOCAL, "GET", "/static/__init__.py").status_code == 404
+
+
+def test_a_file_is_read_and_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is written again."""
+    packed: list[bytes] = []
+    compress = gzip.compress
+
+    def counted(data: bytes, **options: Any) -> bytes:
+        packed.append(data)
+        return compress(data, **options)
+
+    monkeypatch.setattr("wgllm.serve.static.gzip.compress", counted)
+    monkeypatch.setattr("wgllm.serve.app.static_routes", lambda: static_routes(tmp_path))
+    path = tmp_path / "app.js"
+    tags = set()
+    for number, text in enumerate((b"one" * 1000, b"two" * 1000)):
+        path.write_bytes(text)
+        os.utime(path, ns=(0, number))
+        for accepted in ("gzip", "", "gzip"):
+            answer = ask(LOCAL, "GET", "/static/app.js", headers={"Accept-Encoding": accepted})
+            assert answer.content == text and answer.headers["vary"] == "Accept-Encoding"
+            assert ("content-encoding" in answer.headers) == bool(accepted)
+            tags.add(answer.headers["etag"])
+    assert packed == [b"one" * 1000, b"two" * 1000] and len(tags) == 2
+
+
+def test_a_file_that_gzip_makes_no_smaller_goes_out_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wgllm.serve.app.static_routes", lambda: static_routes(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    answer = ask(LOCAL, "GET", "/static/a.png", headers={"Accept-Encoding": "gzip"})
+    assert answer.content == b"\x89PNG" and "content-encoding" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "known"),
+    [
+        (None, False), ("", False), ('"x"', True), ('W/"x"', True), ('"a", W/"x" ,"b"', True), ("*", True),
+        ("x", False), ('"X"', False), ('"xx"', False), ('W/ "x"', False),
+    ],
+)  # fmt: skip
+def test_the_copy_that_a_client_has(header: str | None, known: bool) -> None:
+    assert is_known(header, '"x"') == known
 
 
 # gzip

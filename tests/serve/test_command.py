@@ -46,9 +46,10 @@ def refusal(*arguments: str, code: int, capsys: pytest.CaptureFixture[str]) -> s
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", OTHERS])
 @pytest.mark.parametrize("more", [(), ("--tls",), ("--lazy",)])
 def test_other_machines_are_not_let_in_without_a_key(
-    host: str, more: Sequence[str], capsys: pytest.CaptureFixture[str]
+    host: str, more: Sequence[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert "--api-key-file FILE" in refusal("serve", "--host", host, *more, code=2, capsys=capsys)
+    assert not (tmp_path / "data").exists()  # no certificate was made for it
 
 
 WRONG = [
@@ -212,6 +213,17 @@ def test_web_takes_another_port_and_opens_the_page(commands: list[Command], tmp_
     assert (tmp_path / "opened").read_text().strip() == command.address
     assert command.end(signal.SIGINT)[0] == 130
     assert command.said.count("\n") <= 5
+
+
+@POSIX
+def test_the_page_of_this_machine_needs_no_key(commands: list[Command]) -> None:
+    """Not even that of a server, which the environment may have: the opened page would not know it."""
+    for key in (KEY, "short"):
+        command = Command("web", "--port", "0", WGLLM_API_KEY=key)
+        commands.append(command)
+        with urllib.request.urlopen(f"{command.address}/health", timeout=10) as answer:
+            assert b'"engine"' in answer.read()
+        assert command.end(signal.SIGTERM)[0] == 143
 
 
 @POSIX

@@ -8,6 +8,7 @@ import json
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from starlette.testclient import TestClient
 import wgllm
 from tests.tiny import CTX, tiny
 from wgllm.backends.fills import packed_file
+from wgllm.errors import ModelFileError
 from wgllm.plan import Plan
 from wgllm.serve import page_routes as routes_module
 from wgllm.serve.bodies import read_body
@@ -166,22 +168,83 @@ def test_a_chat_is_the_one_that_python_makes(client: TestClient, model: ServedMo
     assert with_tools.detokenize(answer.json()["tokens"]).endswith('"add"}}]7x')
 
 
-def test_models_without_a_template_or_a_tokenizer() -> None:
+def test_models_without_a_template() -> None:
     mute = served(overrides={"tokenizer.chat_template": None})
     answer = client_of(mute).post("/api/chat_tokens", json={"messages": CHAT})
     assert "no chat template" in refused(answer)["message"]
     assert mute.facts["has_template"] is False and mute.facts["has_system"] is False
-    dumb = served(overrides={"tokenizer.ggml.model": None})
-    client = client_of(dumb)
-    assert client.get("/api/model").json()["end_ids"] == []
-    assert client.post("/api/plans", json=WISH).status_code == 200
-    for answer in (
-        client.get("/api/vocabulary"),
-        client.post("/api/tokenize", json={"text": "x"}),
-        client.post("/api/detokenize", json={"tokens": [1]}),
-        client.post("/api/chat_tokens", json={"messages": CHAT}),
-    ):
-        assert "no tokenizer" in refused(answer)["message"]
+
+
+def test_a_model_without_a_tokenizer_is_not_served() -> None:
+    with pytest.raises(ModelFileError, match="the file has no tokenizer"):
+        served(overrides={"tokenizer.ggml.model": None})
+
+
+def held(
+    monkeypatch: pytest.MonkeyPatch, model: ServedModel, method: str
+) -> tuple[threading.Event, threading.Event]:
+    """Set when a method of the model has begun, and what lets it go on."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = getattr(model, method)
+
+    def waits(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        go_on.wait(20)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(model, method, waits)
+    return begun, go_on
+
+
+def test_facts_do_not_wait_for_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = served(chat_template="chatml")
+    begun, go_on = held(monkeypatch, model, "chat_tokens")
+    with client_of(model) as client, ThreadPoolExecutor(1) as pool:
+        chat = pool.submit(client.post, "/api/chat_tokens", json={"messages": CHAT})
+        begun.wait(20)
+        assert client.get("/api/model").json() == model.facts
+        assert not chat.done()
+        go_on.set()
+        assert chat.result().status_code == 200
+    model.close()
+
+
+def test_schedules_do_not_wait_for_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = served()
+    with client_of(model) as client, ThreadPoolExecutor(3) as pool:
+        plan = client.post("/api/plans", json=WISH).json()
+        begun, go_on = held(monkeypatch, model, "plan")
+        plans = [pool.submit(client.post, "/api/plans", json=WISH) for _ in range(3)]
+        begun.wait(20)
+        widths = [{"part": "body", "rows": 1, "cells": 1}]
+        answer = client.post(f"/api/plans/{plan['id']}/schedules", json={"widths": widths})
+        assert answer.status_code == 200
+        assert not any(each.done() for each in plans)
+        go_on.set()
+        assert {each.result().json()["id"] for each in plans} == {plan["id"]}
+    model.close()
+
+
+def test_plans_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are all Python's: two at once would take twice as long each, and all others would wait for both."""
+    model = served()
+    at_once: list[int] = []
+    lock = threading.Lock()
+    real = model.plan
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        at_once.append(lock.acquire(blocking=False))
+        try:
+            return real(*arguments, **options)
+        finally:
+            lock.release()
+
+    monkeypatch.setattr(model, "plan", counted)
+    with client_of(model) as client, ThreadPoolExecutor(4) as pool:
+        wishes = [{**WISH, "ctx_size": 300 + i} for i in range(4)]
+        answers = list(pool.map(lambda wish: client.post("/api/plans", json=wish), wishes))
+    assert [answer.status_code for answer in answers] == [200] * 4 and at_once == [True] * 4
+    model.close()
 
 
 def test_a_template_that_takes_forever_does_not_hold_up_others() -> None:

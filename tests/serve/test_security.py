@@ -137,6 +137,35 @@ def test_a_default_port_may_be_left_out(base: str, origin: str) -> None:
     assert ask(LOCAL, "POST", "/v1/echo", base=base, headers={"Origin": origin}).status_code == 200
 
 
+PROXIED = Settings(allowed_hosts=("chat.example.com", "other.example.com:8443"))
+
+
+@pytest.mark.parametrize(
+    ("called", "origin", "status"),
+    [
+        ("chat.example.com", "https://chat.example.com", 200),
+        ("chat.example.com", "https://CHAT.example.com:443", 200),
+        ("127.0.0.1:8080", "https://chat.example.com", 200),  # a proxy may pass on its own address for it
+        ("other.example.com:8443", "https://other.example.com:8443", 200),
+        ("chat.example.com", "http://chat.example.com", 200),
+        ("127.0.0.1:8080", "http://chat.example.com", 403),
+        ("chat.example.com", "https://chat.example.com:8443", 403),
+        ("other.example.com:8443", "https://other.example.com", 403),
+        ("chat.example.com", "https://evil.chat.example.com", 403),
+        ("chat.example.com", "https://evil.com", 403),
+        ("chat.example.com", "null", 403),
+        ("127.0.0.1:8080", "https://127.0.0.1:8080", 403),
+    ],
+)
+def test_behind_a_proxy_that_speaks_https(called: str, origin: str, status: int) -> None:
+    headers = {"Host": called, "Origin": origin, "Sec-Fetch-Site": "same-origin"}
+    response = ask(PROXIED, "POST", "/v1/echo", headers=headers, content=b"{}")
+    assert response.status_code == status
+    assert "access-control-allow-origin" not in response.headers
+    if status == 403:
+        assert "--allow-host" in str(error_of(response)["message"])
+
+
 def test_an_allowed_application_may_read_answers_also_errors() -> None:
     headers = {"Origin": APP, "Sec-Fetch-Site": "cross-site"}
     answered = ask(ALLOWING, "POST", "/v1/echo", headers={**headers, **BEARER})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UsageError, match="--api-key-file"):
             warned(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
+def test_what_a_message_says_makes_a_key_that_nobody_else_may_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        Settings(host="0.0.0.0")
+    command = str(raised.value).split("`")[1]
+    path = tmp_path / "key"
+    command = command.replace("python", shlex.quote(sys.executable)).replace("FILE", shlex.quote(str(path)))
+    subprocess.run(["sh", "-c", f"umask 022; {command}"], check=True)
+    key, said = warned(path)
+    assert key is not None and len(key) == 64 and said == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")

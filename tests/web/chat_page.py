@@ -120,11 +120,9 @@ class PageServer:
             def file(self, path: str) -> tuple[bytes, str] | None:
                 if path == "/static/local_model.js":
                     return (HERE / "fake_model.js").read_bytes(), "text/javascript"
-                if path == "/":
-                    return read_file(FOLDER, "index.html")
-                return (
-                    read_file(FOLDER, path.removeprefix("/static/")) if path.startswith("/static/") else None
-                )
+                name = "index.html" if path == "/" else path.removeprefix("/static/")
+                found = read_file(FOLDER, name) if path == "/" or path.startswith("/static/") else None
+                return None if found is None else (found.data, found.media_type)
 
             def refused(self) -> bool:
                 return server.gone or (

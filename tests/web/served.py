@@ -17,6 +17,8 @@ from wgllm.plan import Width
 from wgllm.serve.app import create_app
 from wgllm.serve.engine_host import EngineHost
 from wgllm.serve.model import ServedModel
+from wgllm.serve.openai_routes import chat_routes
+from wgllm.serve.page_routes import page_routes
 from wgllm.serve.plans import BrowserPlan, PlanRefused
 from wgllm.serve.settings import Settings
 from wgllm.serve.weights import Piece, PieceStore
@@ -69,7 +71,9 @@ class Served:
         assert isinstance(made, Limited)
         made.plans.store = PieceStore(piece=self._piece)
         self._models.append(made)
-        self._app = create_app(made, EngineHost(str(self._path), {}, queue_size=1), self._settings)
+        host = EngineHost(str(self._path), {}, queue_size=1)
+        routes = [*page_routes(made), *chat_routes(host, made)]
+        self._app = create_app(made, host, self._settings, routes)
 
     def close(self) -> None:
         for model in self._models:

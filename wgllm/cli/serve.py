@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -47,7 +48,8 @@ _address_options = combined(
     click.option("--tls-cert", default=None, metavar="FILE", help="Speak https with this certificate (PEM)."),
     click.option("--tls-key", default=None, metavar="FILE", help="Its key, if that is not in the same file."),
     click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME",
-                 help="Another name by which browsers may call this server. May be repeated."),
+                 help="Another name by which browsers may call this server, as that of a proxy that speaks https for"
+                 " it. May be repeated."),
     click.option("--allow-origin", "allowed_origins", multiple=True, metavar="URL",
                  help="A web application elsewhere that may ask, as https://example.com. May be repeated."),
 )  # fmt: skip
@@ -103,17 +105,18 @@ def serve_command(
     from wgllm.serve.settings import Settings, read_key
 
     def settings() -> Settings:
-        return Settings(
+        checked = Settings(
             host=host,
             port=port,
             api_key=read_key(None if api_key_file is None else user_path(api_key_file), _warn),
-            tls=_tls_files(tls, tls_cert, tls_key, host, allowed_hosts),
             allowed_hosts=allowed_hosts,
             allowed_origins=tuple(origin.rstrip("/") for origin in allowed_origins),
             queue_size=queue_size,
             load_at_start=not lazy,
             verbose=verbose,
         )
+        # A certificate is made only for a server that may be started.
+        return dataclasses.replace(checked, tls=_tls_files(tls, tls_cert, tls_key, host, allowed_hosts))
 
     return _serve(settings, arguments, any_port=False, open_page=False)
 
@@ -141,16 +144,11 @@ def web_command(
       wgllm chat     in the terminal
     """  # fmt: skip
     use_utf8()
-    from wgllm.serve.settings import Settings, read_key
+    from wgllm.serve.settings import Settings
 
     def settings() -> Settings:
-        return Settings(
-            port=port,
-            api_key=read_key(None, _warn),
-            queue_size=queue_size,
-            load_at_start=eager,
-            verbose=verbose,
-        )
+        # No key, whatever the environment says: the page that is opened would have to ask for it.
+        return Settings(port=port, queue_size=queue_size, load_at_start=eager, verbose=verbose)
 
     source = click.get_current_context().get_parameter_source("port")
     any_port = source is None or source.name == "DEFAULT"
@@ -174,6 +172,8 @@ def _serve(
         from wgllm.serve.app import create_app
         from wgllm.serve.engine_host import EngineHost
         from wgllm.serve.model import ServedModel
+        from wgllm.serve.openai_routes import chat_routes
+        from wgllm.serve.page_routes import page_routes
         from wgllm.serve.server import Server
 
         model = ServedModel.open(name, **options)
@@ -188,7 +188,8 @@ def _serve(
                 failures.append(error)
                 server.stop()
 
-        server = Server(create_app(model, host, settings, on_engine=on_engine), sockets, context)
+        routes = [*page_routes(model), *chat_routes(host, model)]
+        server = Server(create_app(model, host, settings, routes, on_engine=on_engine), sockets, context)
         address = shown_address(settings.scheme, settings.host, sockets[0].getsockname()[1])
         for each in sockets:
             each.listen(1024)

@@ -7,6 +7,7 @@ import os
 import re
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from wgllm.errors import ModelFileError, ModelNotFoundError
 from wgllm.formats.gguf_header import Header, parse_header
 from wgllm.formats.mapping import close_maps, forget, map_file
 from wgllm.formats.model_file import Conventions, ModelFile, Overlay, TensorView
+from wgllm.formats.reading import ReadFile, ReadView, close_files
 
 # Architectures whose rope turns neighbours (2i, 2i + 1); llama.cpp: llama_model_rope_type, ROPE_TYPE_NORM.
 # For most of them the converter has permuted the rows of Q and K to make it so. All others turn halves.
@@ -31,31 +33,47 @@ _INTERLEAVED_ROPE = frozenset(_INTERLEAVED_ROPE_NAMES.split())
 _SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
-def open_gguf(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> ModelFile:
+def open_gguf(
+    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, mapped: bool = True
+) -> ModelFile:
     """Opens the GGUF file at ``path``, with the other shards when it is the first of several.
 
     ``overrides`` stand in place of the file's metadata. Reads the header only; tensors are read-only uint8
-    views of the mapped file. Raises ModelNotFoundError when there is no such file, ModelFileError when it is
-    not a well-formed GGUF file that wgllm can read.
+    views of the mapped file, or unless ``mapped`` read from it at each use (``wgllm.formats.reading``). Raises
+    ModelNotFoundError when there is no such file, ModelFileError when it is not a well-formed GGUF file that wgllm can
+    read.
     """
     path = Path(path)
-    maps: list[mmap.mmap] = []
+    opened = _Opened(mapped)
     try:
-        return _open(path, maps, overrides or {})
+        return _open(path, opened, overrides or {})
     except BaseException as error:
         # The frames of the traceback hold the map, and Windows lets nobody delete a mapped file.
         traceback.clear_frames(error.__traceback__)
-        close_maps(maps)
+        opened.close()
         raise
 
 
-def _open(path: Path, maps: list[mmap.mmap], overrides: Mapping[str, Any]) -> ModelFile:
-    header, tensors = _open_one(path, maps)
+class _Opened:
+    """What has to be closed in the end."""
+
+    def __init__(self, mapped: bool) -> None:
+        self.mapped = mapped
+        self.maps: list[mmap.mmap] = []
+        self.files: list[ReadFile] = []
+
+    def close(self) -> None:
+        close_maps(self.maps)
+        close_files(self.files)
+
+
+def _open(path: Path, opened: _Opened, overrides: Mapping[str, Any]) -> ModelFile:
+    header, tensors = _open_one(path, opened)
     n_shards = _split_value(path, header, "split.count", 1)
     if n_shards > 1 or _split_value(path, header, "split.no", 0):
-        _add_shards(path, header, n_shards, tensors, maps)
+        _add_shards(path, header, n_shards, tensors, opened)
     metadata = Overlay(header.metadata, overrides) if overrides else header.metadata
-    return ModelFile(path, metadata, tensors, _conventions(metadata), partial(close_maps, maps))
+    return ModelFile(path, metadata, tensors, _conventions(metadata), opened.close, opened.files)
 
 
 def _conventions(metadata: Mapping[str, Any]) -> Conventions:
@@ -66,16 +84,33 @@ def _conventions(metadata: Mapping[str, Any]) -> Conventions:
     )
 
 
-def _open_one(path: Path, maps: list[mmap.mmap]) -> tuple[Header, dict[str, TensorView]]:
-    """Maps one file; its map joins ``maps``, which the caller closes."""
+def _open_one(path: Path, opened: _Opened) -> tuple[Header, dict[str, TensorView]]:
+    """Opens one file; what has to be closed joins ``opened``."""
+    if not opened.mapped:
+        return _open_read(path, opened)
     mapped = map_file(path, "a GGUF file")
-    maps.append(mapped)
+    opened.maps.append(mapped)
     buffer = memoryview(mapped)
     header = parse_header(buffer, path)
     data = np.frombuffer(buffer, np.uint8)
     tensors = {
         name: TensorView(name, shape, fmt, data[start:stop], partial(forget, mapped, start, stop))
         for name, shape, fmt, start, stop in header.tensors
+    }
+    return header, tensors
+
+
+def _open_read(path: Path, opened: _Opened) -> tuple[Header, dict[str, TensorView]]:
+    """One file of which nothing stays mapped."""
+    file = ReadFile(path, "a GGUF file")
+    opened.files.append(file)
+    mapped = file.map()
+    opened.maps.append(mapped)
+    header = parse_header(memoryview(mapped), path)
+    header = replace(header, metadata=header.metadata.copied())
+    close_maps([opened.maps.pop()])
+    tensors: dict[str, TensorView] = {
+        name: ReadView(name, shape, fmt, file, start) for name, shape, fmt, start, _ in header.tensors
     }
     return header, tensors
 
@@ -90,7 +125,7 @@ def _split_value(path: Path, header: Header, key: str, default: int | None = Non
 
 
 def _add_shards(
-    path: Path, header: Header, count: int, tensors: dict[str, TensorView], maps: list[mmap.mmap]
+    path: Path, header: Header, count: int, tensors: dict[str, TensorView], opened: _Opened
 ) -> None:
     """Adds the tensors of shards 2 … ``count`` to ``tensors``, those of the first shard at ``path``."""
     name = _SHARD_NAME.fullmatch(path.name)
@@ -107,7 +142,7 @@ def _add_shards(
     for i in range(1, count):
         shard = path.with_name(f"{name['stem']}-{i + 1:05}-of-{count:05}.gguf")
         try:
-            shard_header, shard_tensors = _open_one(shard, maps)
+            shard_header, shard_tensors = _open_one(shard, opened)
         except ModelNotFoundError:
             problem = f"shard {i + 1} of {count}, {shard.name}, is missing"
             raise ModelFileError(path, "split.count", problem) from None

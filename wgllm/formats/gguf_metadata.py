@@ -56,6 +56,12 @@ class StringArray(Sequence[str]):
     def __repr__(self) -> str:
         return f"<StringArray {self._key} of {len(self)}>"
 
+    def copied(self) -> StringArray:
+        """The same, with its bytes in memory."""
+        first, last = int(self._bounds[0]), int(self._bounds[-1])
+        data = memoryview(self._buffer[first:last].tobytes())
+        return StringArray(data, self._bounds - first, self._path, self._key)
+
     def tolist(self) -> list[str]:
         """Every element. Raises ModelFileError naming the first one that is not UTF-8."""
         return self._decode(0, len(self))
@@ -96,6 +102,10 @@ class Metadata(Mapping[str, Any]):
         """A ``functools.partial`` among ``values`` is called when its key is first read."""
         self._values = values
 
+    def copied(self) -> Metadata:
+        """The same, of which nothing lies in the file any more."""
+        return Metadata({key: _copied(value) for key, value in self._values.items()})
+
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
         if isinstance(value, functools.partial):
@@ -113,6 +123,20 @@ class Metadata(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Metadata of {len(self)} keys>"
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, StringArray):
+        return value.copied()
+    if isinstance(value, functools.partial):
+        raw, *others = value.args
+        return functools.partial(value.func, _copied(raw), *others)
+    if isinstance(value, memoryview):
+        return memoryview(value.tobytes())
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+        value.flags.writeable = False
+    return value
 
 
 def later_text(raw: memoryview, path: Path, key: str) -> functools.partial[str]:

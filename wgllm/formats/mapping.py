@@ -6,7 +6,8 @@ import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
 from wgllm.errors import ModelFileError, ModelNotFoundError
@@ -17,17 +18,36 @@ def map_file(path: Path, kind: str) -> mmap.mmap:
 
     Raises ModelNotFoundError when there is none, ModelFileError when it is no regular file, empty or not readable.
     """
-    try:
+    with open_file(path, kind) as file:
+        return map_opened(file, path)
+
+
+def open_file(path: Path, kind: str) -> FileIO:
+    """The file, opened to be read. Raises what ``map_file`` does."""
+    with reading_errors(path):
         # Opening a FIFO would wait for a writer, so look first.
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
             raise ModelFileError(path, "file", f"is a directory, not {kind}")
         if not stat.S_ISREG(info.st_mode):
             raise ModelFileError(path, "file", "is not a regular file")
-        with path.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise ModelFileError(path, "file", "the file is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return path.open("rb", buffering=0)
+
+
+def map_opened(file: FileIO, path: Path) -> mmap.mmap:
+    """An opened file, mapped read-only; ``path`` is for messages. Raises ModelFileError."""
+    with reading_errors(path):
+        if not os.fstat(file.fileno()).st_size:
+            raise ModelFileError(path, "file", "the file is empty")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@contextlib.contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """Makes ModelFileErrors of what the system says when a file is opened or read, ModelNotFoundError where it is
+    not there."""
+    try:
+        yield
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFoundError(f"no model file at {str(path)!r}") from None
     except (OSError, ValueError, OverflowError) as error:

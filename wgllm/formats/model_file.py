@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wgllm.quant import QuantFormat
+
+if TYPE_CHECKING:
+    from wgllm.formats.reading import ReadFile
 
 
 def _nothing() -> None:
@@ -137,7 +140,9 @@ class ModelFile:
     tensors: Mapping[str, TensorView]
     conventions: Conventions = field(default_factory=Conventions)
     closer: Callable[[], None] | None = field(default=None, repr=False, compare=False)
-    """Closes the mapped files; called once, by ``close``."""
+    """Closes the files; called once, by ``close``."""
+    files: Sequence[ReadFile] = field(default=(), repr=False, compare=False)
+    """Those with the weights, where they are read instead of mapped."""
 
     @property
     def architecture(self) -> str:
@@ -158,7 +163,8 @@ class ModelFile:
     def close(self) -> None:
         """Empties ``metadata`` and ``tensors`` and lets the mapping go.
 
-        Arrays that were taken from them before stay valid: the mapping lives as long as the last of them.
+        Arrays that were taken from them before stay valid: the mapping lives as long as the last of them. From files
+        that are read instead, nothing more comes.
         """
         self.metadata, self.tensors = {}, {}
         closer, self.closer = self.closer, None

@@ -21,6 +21,7 @@ import numpy as np
 from wgllm.errors import ModelFileError, ModelNotFoundError
 from wgllm.formats.mapping import close_maps, forget, map_file
 from wgllm.formats.model_file import TensorView
+from wgllm.formats.reading import ReadFile, ReadView, close_files
 from wgllm.formats.strict_json import parse_json, read_json
 from wgllm.quant import format_by_name
 
@@ -66,17 +67,19 @@ class StoredTensor:
     start: int
     stop: int
     """Its bytes in the file."""
-    mapped: mmap.mmap = field(repr=False, compare=False)
+    source: mmap.mmap | ReadFile = field(repr=False, compare=False)
 
-    def view(self) -> TensorView:
-        """Raises ModelFileError for a dtype that wgllm does not compute with."""
+    def view(self, name: str | None = None) -> TensorView:
+        """``name``, if it is to have another. Raises ModelFileError for a dtype that wgllm does not compute with."""
         if self.dtype not in _FORMATS:
             known = ", ".join(_FORMATS)
             problem = f"its type {self.dtype} is not supported ({known} are)"
             raise ModelFileError(self.path, f"tensor {self.name}", problem)
-        data = np.frombuffer(self.mapped, np.uint8, self.stop - self.start, self.start)
-        away = partial(forget, self.mapped, self.start, self.stop)
-        return TensorView(self.name, self.shape or (1,), format_by_name(self.dtype), data, away)
+        name, shape, fmt = name or self.name, self.shape or (1,), format_by_name(self.dtype)
+        if isinstance(self.source, ReadFile):
+            return ReadView(name, shape, fmt, self.source, self.start)
+        data = np.frombuffer(self.source, np.uint8, self.stop - self.start, self.start)
+        return TensorView(name, shape, fmt, data, partial(forget, self.source, self.start, self.stop))
 
 
 @dataclass
@@ -87,10 +90,13 @@ class Weights:
     """The file, or the index of several."""
     tensors: dict[str, StoredTensor]
     maps: list[mmap.mmap] = field(default_factory=list)
+    files: list[ReadFile] = field(default_factory=list)
+    """Those that are read instead of mapped."""
 
     def close(self) -> None:
         self.tensors = {}
         close_maps(self.maps)
+        close_files(self.files)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -137,20 +143,21 @@ def find_weights(directory: Path) -> Path:
     raise ModelNotFoundError(f"no model.safetensors and no {INDEX_NAME} in {str(directory)!r}")
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path, *, mapped: bool = True) -> Weights:
     """Opens the safetensors file, or the index with all its shards, at ``path``. Reads headers only.
 
-    Raises ModelNotFoundError when there is no such file, ModelFileError for anything malformed, and for links and
-    names that lead out of the directory.
+    Unless ``mapped``, tensors are read from their file at each use (``wgllm.formats.reading``). Raises
+    ModelNotFoundError when there is no such file, ModelFileError for anything malformed, and for links and names that
+    lead out of the directory.
     """
     refuse_pickle(path)
     weights = Weights(path, {})
     try:
         if path.name.endswith(".json"):
-            _open_shards(weights)
+            _open_shards(weights, mapped)
         else:
             _check_inside(path, path.parent, path)
-            _open_one(path, weights)
+            _open_one(path, weights, mapped)
     except BaseException as error:
         # The frames of the traceback hold the maps, and Windows lets nobody delete a mapped file.
         traceback.clear_frames(error.__traceback__)
@@ -159,22 +166,30 @@ def open_weights(path: Path) -> Weights:
     return weights
 
 
-def _open_one(path: Path, weights: Weights) -> list[str]:
+def _open_one(path: Path, weights: Weights, mapped: bool) -> list[str]:
     """Adds a file's tensors; returns their names."""
-    mapped = map_file(path, "a safetensors file")
-    weights.maps.append(mapped)
+    kind = "a safetensors file"
+    source: mmap.mmap | ReadFile
+    if mapped:
+        source = mapping = map_file(path, kind)
+    else:
+        weights.files.append(source := ReadFile(path, kind))
+        mapping = source.map()
+    weights.maps.append(mapping)
     names = []
-    with memoryview(mapped) as buffer:
+    with memoryview(mapping) as buffer:
         for name, dtype, shape, start, stop in parse_header(buffer, path):
             if name in weights.tensors:
                 other = weights.tensors[name].path.name
                 raise ModelFileError(path, f"tensor {name}", f"{other} has it too")
-            weights.tensors[name] = StoredTensor(name, dtype, shape, path, start, stop, mapped)
+            weights.tensors[name] = StoredTensor(name, dtype, shape, path, start, stop, source)
             names.append(name)
+    if not mapped:
+        close_maps([weights.maps.pop()])
     return names
 
 
-def _open_shards(weights: Weights) -> None:
+def _open_shards(weights: Weights, mapped: bool) -> None:
     path = weights.path
     where = shards_of(path)
     files = list(dict.fromkeys(where.values()))
@@ -182,7 +197,7 @@ def _open_shards(weights: Weights) -> None:
         _check_inside(path.parent / file, path.parent, path)
     for file in files:
         try:
-            names = _open_one(path.parent / file, weights)
+            names = _open_one(path.parent / file, weights, mapped)
         except ModelNotFoundError:
             raise ModelFileError(path, "weight_map", f"the shard {file} is missing") from None
         for name in names:

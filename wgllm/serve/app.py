@@ -23,8 +23,6 @@ from wgllm.serve.security import AUTHORIZED, HostCheck, KeyCheck, OriginCheck, s
 from wgllm.serve.settings import Settings
 from wgllm.serve.static import static_routes
 
-_LOOK_SECONDS = 0.1
-
 
 class Model(Protocol):
     """What the application itself wants of a ``ServedModel``."""
@@ -40,6 +38,8 @@ class Host(Protocol):
 
     async def start(self) -> None: ...
 
+    async def loaded(self) -> None: ...
+
     async def aclose(self) -> None: ...
 
     def status(self) -> Mapping[str, Any]: ...
@@ -50,22 +50,17 @@ EngineTold = Callable[[Mapping[str, Any], WgllmError | None], None]
 
 
 def create_app(
-    model: Any,
-    host: Any,
+    model: Model,
+    host: Host,
     settings: Settings,
+    routes: Sequence[BaseRoute],
     *,
-    routes: Sequence[BaseRoute] | None = None,
     on_engine: EngineTold = lambda status, error: None,
 ) -> Starlette:
     """The server of a ``ServedModel`` and its ``EngineHost``, which it closes in the end.
 
-    ``routes`` are those beside the page's files and /health; None: ``page_routes`` and ``chat_routes``.
+    ``routes`` are those beside the page's files and /health: ``page_routes`` and ``chat_routes``.
     """
-    if routes is None:
-        from wgllm.serve.openai_routes import chat_routes
-        from wgllm.serve.page_routes import page_routes
-
-        routes = [*page_routes(model), *chat_routes(host, model)]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -94,7 +89,6 @@ def create_app(
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.max_body_bytes = settings.max_body_bytes
     return app
 
 
@@ -114,13 +108,11 @@ async def _load(host: Host, told: EngineTold) -> None:
     """Starts the engine and tells what became of it; the page is there meanwhile."""
     try:
         await host.start()
-        while (status := host.status())["state"] in ("idle", "loading"):
-            await asyncio.sleep(_LOOK_SECONDS)
+        await host.loaded()
     except WgllmError as error:
         told(host.status(), error)
     except Exception as error:
         log.exception("the engine could not be started: %s", error)
         told(host.status(), WgllmError(f"the engine could not be started: {error}"))
     else:
-        failed = status["state"] == "failed"
-        told(status, WgllmError(str(status.get("message"))) if failed else None)
+        told(host.status(), None)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +16,9 @@ from wgllm import models
 from wgllm.backends.base import LoadOptions
 from wgllm.backends.kv_state import check_kv_types
 from wgllm.context import wanted_ctx_size
-from wgllm.errors import ModelFileError, ModelNotFoundError, UsageError, WgllmError, printable
+from wgllm.errors import ModelFileError, UsageError, WgllmError, printable
 from wgllm.file_facts import file_facts, file_stem
+from wgllm.formats.views import DerivedView
 from wgllm.model_text import ModelText
 from wgllm.opened import OpenedModel, open_with_options
 from wgllm.sampling import SamplingParams
@@ -55,18 +55,15 @@ class ServedModel(ModelText):
         self._graphs = {self._kind(self._model.ctx): self._model}
         self.default_ctx = wanted_ctx_size(self._model, ctx_size)
         check_kv_types(self._model.graph, options)
-        self._no_tokenizer = ""
-        self._tokenizer: Tokenizer | None = None
-        try:
-            self._tokenizer = tokenizer_from_model(file)
-        except (ModelFileError, ModelNotFoundError) as error:
-            self._no_tokenizer = f"this model has no tokenizer that can be used: {error}"
-        else:
-            if self._tokenizer.vocab_size > self._model.config.vocab_size:
-                raise UsageError("the tokenizer knows more tokens than the model")
-            opened.give_template(self)
+        self._tokenizer = tokenizer_from_model(file)
+        if self._tokenizer.vocab_size > self._model.config.vocab_size:
+            raise UsageError("the tokenizer knows more tokens than the model")
+        opened.give_template(self)
         self.id = file_stem(file) if Path(name).exists() else printable(name)
         """What OpenAI's interface calls it."""
+        self.facts = self._facts()
+        """What ``GET /api/model`` answers."""
+        self._identity = self._file_identity()
         self.plans = Plans(self._graph_for, options, self._weights_identity)
 
     @classmethod
@@ -81,10 +78,11 @@ class ServedModel(ModelText):
         **options: Any,
     ) -> ServedModel:
         """Opens a model, downloading it first when it is not here; options are those of ``wgllm.load``, of which those
-        for devices do nothing. Raises a ``WgllmError`` whose text is one line."""
+        for devices do nothing. The files may change from then on: what is read of them later is refused then. Raises a
+        ``WgllmError`` whose text is one line."""
         loading = LoadOptions({}, kv_type or "f32", kv_type_v=kv_type_v, fused_attention=flash_attention)
         of_file = {name: value for name, value in options.items() if name not in _OF_DEVICES}
-        opened = open_with_options(model, **of_file)
+        opened = open_with_options(model, mapped=False, **of_file)
         try:
             return cls(os.fspath(model), opened, loading, ctx_size)
         except BaseException:
@@ -93,33 +91,12 @@ class ServedModel(ModelText):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises UsageError when the model has none."""
-        if self._tokenizer is None:
-            raise UsageError(self._no_tokenizer)
         return self._tokenizer
 
     @property
     def vocab_size(self) -> int:
         """How many logits there are; the tokenizer may know fewer tokens."""
         return self._model.config.vocab_size
-
-    def chat_tokens(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        parse_special: bool = False,
-    ) -> list[int]:
-        _ = self.tokenizer  # what is missing first is told first
-        with self._lock:  # compiles the template once
-            _ = self.template
-        return super().chat_tokens(messages, tools=tools, parse_special=parse_special)
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What ``GET /api/model`` answers. The first use may take the time of a chat template."""
-        with self._lock:
-            return self._facts()
 
     def _facts(self) -> dict[str, Any]:
         of_file = file_facts(self._opened_file)
@@ -134,9 +111,9 @@ class ServedModel(ModelText):
             "license": of_file.license,
             "n_ctx_train": self._model.config.n_ctx_train,
             "vocab_size": self.vocab_size,
-            "end_ids": [] if self._tokenizer is None else sorted(self._tokenizer.eog_ids),
-            "has_template": self._tokenizer is not None and self.has_template,
-            "has_system": self._tokenizer is not None and self.has_template and self._takes_system(),
+            "end_ids": sorted(self._tokenizer.eog_ids),
+            "has_template": self.has_template,
+            "has_system": self.has_template and self._takes_system(),
             "sampling": {
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k,
@@ -172,10 +149,16 @@ class ServedModel(ModelText):
 
     def plan(self, limits: Mapping[str, int], *, software: bool, ctx_size: int | None) -> BrowserPlan:
         """The plan for a browser with these limits, under WebGPU's names. ``ctx_size`` None takes what fits of what
-        is usual. Raises PlanRefused, or UsageError for a context that the model can't have."""
+        is usual. Raises PlanRefused, UsageError for a context that the model can't have, or as ``check`` does."""
+        self.check()
         found = limits_of(limits)
         ctx = self.default_ctx if ctx_size is None else wanted_ctx_size(self._model, ctx_size)
         return self.plans.make(Request(found, software, ctx, exact=ctx_size is not None))
+
+    def check(self) -> None:
+        """Raises ModelFileChanged unless the files with the weights are what they were."""
+        for file in self._opened_file.files:
+            file.check()
 
     def _kind(self, ctx: int) -> bool:
         """Contexts of one kind have one graph."""
@@ -190,32 +173,20 @@ class ServedModel(ModelText):
             return self._graphs[kind]
 
     def _weights_identity(self, built: models.ModelGraph) -> str:
-        with self._lock:
-            return f"{self._file_identity} {built.ctx > (built.ctx_limit or 0)}"
+        return f"{self._identity} {built.ctx > (built.ctx_limit or 0)}"
 
-    @cached_property
     def _file_identity(self) -> str:
-        """What packed weights depend on beside the graph: the file, what was changed in it, and who packs. Weights are
-        not looked at, which would read from all places of a file."""
+        """What packed weights depend on beside the graph: the files, as they were opened, what was changed in them, and
+        who packs. Weights are not looked at, which would read from all places of a file."""
         file = self._opened_file
         stated: list[object] = [wgllm.__version__, metadata.version("numpy"), self._model.identity]
-        stated += [(t.name, t.shape, t.format.name) for t in file.tensors.values()]
-        for path in _files(self._path):
-            stat = path.stat()
-            stated.append((path.name, stat.st_size, stat.st_mtime_ns))
+        for tensor in file.tensors.values():
+            stated.append((tensor.name, tensor.shape, tensor.format.name))
+            if not isinstance(tensor, DerivedView):  # it was made of a configuration's numbers
+                stated.append(hashlib.sha256(tensor.data.tobytes()).hexdigest())
+        stated += [(each.path.name, *each.stamp) for each in file.files]
         return hashlib.sha256(repr(stated).encode()).hexdigest()
 
     def close(self) -> None:
-        """Lets the file go. What is being read of it stays valid until it is done."""
+        """Lets the file go."""
         self._opened_file.close()
-
-
-def _files(path: Path) -> list[Path]:
-    """All files of a model: those of a directory, the shards of a GGUF file."""
-    if path.is_dir():
-        return sorted(path.iterdir())
-    shard = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name)
-    if shard is None:
-        return [path]
-    names = (f"{shard[1]}-{i:05}-of-{shard[2]}.gguf" for i in range(1, int(shard[2]) + 1))
-    return [path.with_name(name) for name in names if path.with_name(name).exists()]

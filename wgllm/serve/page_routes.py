@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from wgllm.errors import ModelFileError, UsageError, printable
+from wgllm.errors import ModelFileChanged, ModelFileError, UsageError, WgllmError, printable
 from wgllm.plan import PlanError, Width
 from wgllm.serve.bodies import read_body
-from wgllm.serve.errors import error_response
+from wgllm.serve.errors import error_response, log
 from wgllm.serve.model import ServedModel
 from wgllm.serve.page_bodies import ChatTokens, Detokenize, PlanWish, SchedulesWish, Tokenize
 from wgllm.serve.plans import BrowserPlan, PlanRefused
-from wgllm.serve.ranges import UnsatisfiableRange, wanted_range
+from wgllm.serve.ranges import UnsatisfiableRange, is_known, wanted_range
 from wgllm.serve.refusals import Refused
 from wgllm.serve.threads import Lane
 
@@ -47,6 +47,10 @@ def page_routes(model: ServedModel) -> list[Route]:
     ]
 
 
+class Broken(Exception):
+    """Weights that can't be sent to their end. No handler knows it, so that the connection is cut."""
+
+
 def _answering(endpoint: Endpoint) -> Endpoint:
     """With the model's own errors as refusals."""
 
@@ -55,6 +59,9 @@ def _answering(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except PlanRefused as error:
             raise Refused(422, str(error), code=error.code) from None
+        except ModelFileChanged as error:
+            log.error("%s", error)
+            raise Refused(409, str(error), code="model_changed") from None
         except ModelFileError as error:  # a chat template that does not work
             raise Refused(400, str(error), code="model_file") from None
 
@@ -67,16 +74,18 @@ class _Page:
         # Templates come with model files, from anyone: one may take its time, and no more than one is rendered.
         self._chats = Lane("chats", 1)
         self._words = Lane("words", 2)
-        self._planning = Lane("planning", 2)
+        # Planning is all Python's: two plans at once would take twice as long, and who generates needs schedules.
+        self._plans = Lane("plans", 1)
+        self._schedules = Lane("schedules", 2)
         self._packing = Lane("packing", 2)
 
     async def facts(self, request: Request) -> Response:
-        return _json(await self._chats.run(lambda: self._model.facts))
+        return _json(self._model.facts)
 
     async def vocabulary(self, request: Request) -> Response:
         table = await self._words.run(self._model.vocabulary)
         headers = {"ETag": table.etag, "Cache-Control": "no-cache"}
-        if _known(request, table.etag):
+        if is_known(request.headers.get("If-None-Match"), table.etag):
             return Response(status_code=304, headers=headers)
         return Response(table.data, media_type="application/octet-stream", headers=headers)
 
@@ -106,7 +115,7 @@ class _Page:
             plan = self._model.plan(body.limits, software=body.software, ctx_size=body.ctx_size)
             return _json(plan.to_json())
 
-        return await self._planning.run(answer)
+        return await self._plans.run(answer)
 
     async def schedules(self, request: Request) -> Response:
         plan = self._plan(request)
@@ -119,12 +128,13 @@ class _Page:
             except PlanError as error:
                 raise UsageError(str(error)) from None
 
-        return await self._planning.run(answer)
+        return await self._schedules.run(answer)
 
     async def pieces(self, request: Request) -> Response:
         plan, media_type = self._plan(request), "application/x-ndjson"
         if request.method == "HEAD":
             return Response(media_type=media_type)
+        await self._packing.run(self._model.check)
         return StreamingResponse(self._hashed(plan), media_type=media_type)
 
     async def _hashed(self, plan: BrowserPlan) -> AsyncIterator[bytes]:
@@ -142,15 +152,19 @@ class _Page:
                     }
                 )
             yield _line({"done": True, "size": file.size})
-        except Exception as error:  # the status has gone out
+        except WgllmError as error:  # the status has gone out
+            log.error("%s", error)
+            yield _line({"error": str(error)})
+        except Exception as error:
             yield _line({"error": printable(" ".join(f"{type(error).__name__}: {error}".split()), 400)})
             raise
 
     async def weights(self, request: Request) -> Response:
         plan = self._plan(request)
+        await self._packing.run(self._model.check)
         etag, size = plan.file.etag, plan.file.size
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache, no-transform"}
-        if _known(request, etag):
+        if is_known(request.headers.get("If-None-Match"), etag):
             return Response(status_code=304, headers=headers)
         asked = request.headers.get("Range") if request.method == "GET" else None
         try:
@@ -170,7 +184,10 @@ class _Page:
 
     async def _packed(self, plan: BrowserPlan, start: int, stop: int) -> AsyncIterator[memoryview]:
         for piece, inside in plan.file.between(start, stop):
-            data = memoryview(await self._packing.run(plan.file.data, piece))[inside]
+            try:
+                data = memoryview(await self._packing.run(plan.file.data, piece))[inside]
+            except WgllmError as error:
+                raise Broken(str(error)) from error
             for at in range(0, len(data), _CHUNK):
                 yield data[at : at + _CHUNK]
 
@@ -190,12 +207,6 @@ def _json(value: Any) -> Response:
 
 def _line(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
-
-
-def _known(request: Request, etag: str) -> bool:
-    """Whether the client has this copy."""
-    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
-    return etag in tags or "*" in tags
 
 
 def _check_values(value: Any) -> None:

@@ -182,7 +182,6 @@ class Plans:
         self._kept: OrderedDict[str, BrowserPlan] = OrderedDict()
         self._made: dict[Request, str] = {}
         self._lock = threading.Lock()
-        self._making = threading.Lock()
 
     def find(self, plan_id: str) -> BrowserPlan | None:
         """The plan of that id, if it is still kept."""
@@ -194,20 +193,19 @@ class Plans:
 
     def make(self, request: Request) -> BrowserPlan:
         """Raises PlanRefused when there is none for these limits, UsageError for a context that can't be."""
-        with self._making:  # one at a time: planning is all Python's, so that two would take twice as long
+        with self._lock:
+            known = self._made.get(request)
+        plan = None if known is None else self.find(known)
+        if plan is None:
+            plan = self._plan(request)
             with self._lock:
-                known = self._made.get(request)
-            plan = None if known is None else self.find(known)
-            if plan is None:
-                plan = self._plan(request)
-                with self._lock:
-                    plan = self._kept.setdefault(plan.id, plan)
-                    self._kept.move_to_end(plan.id)
-                    self._made[request] = plan.id
-                    if len(self._kept) > _KEPT_PLANS:
-                        self._kept.popitem(last=False)
-                    self._made = {asked: i for asked, i in self._made.items() if i in self._kept}
-            return plan
+                plan = self._kept.setdefault(plan.id, plan)
+                self._kept.move_to_end(plan.id)
+                self._made[request] = plan.id
+                if len(self._kept) > _KEPT_PLANS:
+                    self._kept.popitem(last=False)
+                self._made = {asked: i for asked, i in self._made.items() if i in self._kept}
+        return plan
 
     def _plan(self, request: Request) -> BrowserPlan:
         problem = PlanRefused("too_large", "")

@@ -1,4 +1,4 @@
-"""Ranges of bytes that a request asks for (RFC 9110, 13.1.5 and 14)."""
+"""What a request says of the copy that its client has, and ranges of bytes that it asks for (RFC 9110, 13 and 14)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ _BYTES = re.compile(r"\s*bytes\s*=(.*)", re.IGNORECASE | re.DOTALL)
 _ONE = re.compile(r"[ \t]*([0-9]*)-([0-9]*)[ \t]*")
 # Longer numbers are beyond any file.
 _MOST_DIGITS = 18
+
+
+def is_known(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client has the copy of this tag (RFC 9110, 13.1.2)."""
+    tags = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    return etag in tags or "*" in tags
 
 
 class UnsatisfiableRange(Exception):

@@ -105,12 +105,17 @@ class HostCheck:
 
 
 class OriginCheck:
-    """403 for what another page asks, unless it was allowed; those that were get what browsers want for it (CORS)."""
+    """403 for what another page asks, unless it was allowed; those that were get what browsers want for it (CORS).
+
+    Pages that come by https from a name of ``allowed_hosts`` are the server's own: where a proxy speaks TLS for it, its
+    own scheme is another, and ``Host`` may be.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._any = "*" in settings.allowed_origins
         self._allowed = {_origin(each) for each in settings.allowed_origins} - {None}
+        self._proxied = {_origin(f"https://{name}") for name in settings.allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,7 +130,7 @@ class OriginCheck:
             await self._app(scope, receive, send)
             return
         parsed = _origin(origin)
-        if parsed is not None and parsed == _own_origin(scope):
+        if parsed is not None and (parsed == _own_origin(scope) or parsed in self._proxied):
             await self._app(scope, receive, send)
             return
         if parsed is None or not (self._any or parsed in self._allowed):
@@ -147,7 +152,10 @@ class OriginCheck:
 
     @staticmethod
     async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        message = "pages of other websites may not ask this server; --allow-origin lets one in"
+        message = (
+            "pages of other websites may not ask this server; --allow-origin lets one in, and --allow-host makes known"
+            " by which name the server's own page comes through a proxy"
+        )
         refusal = error_response(403, message, kind="permission_error", code="origin_not_allowed")
         refusal.headers.add_vary_header("Origin")
         await refusal(scope, receive, send)

@@ -15,7 +15,7 @@ from wgllm.serve.network import is_loopback, parse_host
 
 KEY_VARIABLE = "WGLLM_API_KEY"
 SHORTEST_KEY = 16
-_MAKE_KEY = "`python -c 'import secrets; print(secrets.token_hex())' > FILE` makes one"
+_MAKE_KEY = "`(umask 077; python -c 'import secrets; print(secrets.token_hex())' > FILE)` makes one"
 _ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 
 
@@ -38,7 +38,7 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     tls: TlsFiles | None = None
     allowed_hosts: tuple[str, ...] = ()
-    """Names that may stand in ``Host`` beside this machine's own."""
+    """Names that may stand in ``Host`` beside this machine's own, and from which the page may come by https."""
     allowed_origins: tuple[str, ...] = ()
     """Other web applications that may ask, as ``https://example.com``; ``*`` is all of them."""
     max_body_bytes: int = 16 << 20
