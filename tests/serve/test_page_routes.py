@@ -35,6 +35,7 @@ from wgllm.serve.plans import LIMITS
 from wgllm.serve.weights import PieceStore
 
 MODEL = str(tiny("qwen2.f32").path)
+OTHER = str(tiny("gpt2.f32").path)
 PIECE = 50_000
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -45,8 +46,8 @@ CHAT = [
 WISH = {"limits": {}, "features": [], "subgroup_size": 0, "software": False, "ctx_size": None}
 
 
-def served(**options: Any) -> ServedModel:
-    model = ServedModel.open(MODEL, offline=True, **options)
+def served(path: str = MODEL, **options: Any) -> ServedModel:
+    model = ServedModel.open(path, offline=True, **options)
     model.plans.store = PieceStore(piece=PIECE)
     return model
 
@@ -166,6 +167,22 @@ def test_a_chat_is_the_one_that_python_makes(client: TestClient, model: ServedMo
         "/api/chat_tokens", json={"messages": [{"role": "user", "content": "x", "extra": 7}], "tools": tools}
     )
     assert with_tools.detokenize(answer.json()["tokens"]).endswith('"add"}}]7x')
+
+
+def test_a_chat_for_another_models_plan_has_no_tokens(client: TestClient, plan: dict[str, Any]) -> None:
+    body = {"messages": CHAT, "plan": plan["id"]}
+    plain = client.post("/api/chat_tokens", json={"messages": CHAT}).json()
+    assert client.post("/api/chat_tokens", json=body).json() == plain
+    restarted = client_of(served(chat_template="chatml"))
+    assert refused(restarted.post("/api/chat_tokens", json=body), 409)["code"] == "other_model"
+    # The same model: the page asks for the context that it has.
+    assert (
+        restarted.post("/api/plans", json={**WISH, "ctx_size": plan["ctx_size"]}).json()["id"] == plan["id"]
+    )
+    assert restarted.post("/api/chat_tokens", json=body).json() == plain
+    other = client_of(served(path=OTHER))
+    assert other.post("/api/plans", json=WISH).json()["id"] != plan["id"]
+    assert refused(other.post("/api/chat_tokens", json=body), 409)["code"] == "other_model"
 
 
 def test_models_without_a_template() -> None:
@@ -477,7 +494,7 @@ VALUES: list[Any] = [
 ENDPOINTS = {
     "/api/tokenize": {"text": "hi", "add_special": True, "parse_special": False},
     "/api/detokenize": {"tokens": [1, 2]},
-    "/api/chat_tokens": {"messages": CHAT, "tools": None},
+    "/api/chat_tokens": {"messages": CHAT, "tools": None, "plan": None},
     "/api/plans": WISH,
     "schedules": {"widths": [{"part": "body", "rows": 1, "cells": 1}]},
 }
@@ -520,9 +537,9 @@ def test_nonsense_is_refused_and_never_an_error_of_the_server(
         if answer.status_code == 200:
             json.loads(body, parse_constant=pytest.fail)  # nothing is taken that is not JSON
         else:
-            assert answer.status_code in (400, 422), (endpoint, body[:200])
+            assert answer.status_code in (400, 409, 422), (endpoint, body[:200])
             refused(answer, answer.status_code)
-    assert answered[400] > 400 and answered.keys() == {200, 400, 422}
+    assert answered[400] > 400 and answered.keys() == {200, 400, 409, 422}
     # And all is as before.
     assert client.post("/api/plans", json=WISH).json() == plan
 

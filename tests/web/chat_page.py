@@ -47,6 +47,8 @@ class PageServer:
     def __init__(self) -> None:
         self.model: dict[str, Any] = dict(MODEL)
         self.key: str | None = None
+        self.engine: dict[str, Any] = {"state": "idle", "where": "CPU (NumPy)"}
+        """What /health says of it."""
         self.gone = False
         """Whether all of /api and /v1 is refused as by a server that has ended."""
         self.chunks: list[dict[str, Any]] = []
@@ -95,7 +97,7 @@ class PageServer:
                 if path == "/api/model":
                     self.api(200, server.model)
                 elif path == "/health":
-                    self.answer(200, {"status": "ok", "engine": {"state": "idle", "where": "CPU (NumPy)"}})
+                    self.answer(200, {"status": "ok", "engine": server.engine})
                 elif (file := self.file(path)) is not None:
                     data, kind = file
                     self.send(200, kind, data)

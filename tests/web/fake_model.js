@@ -1,7 +1,8 @@
 /**
  * A model that says what a test tells it to, in the place of local_model.js. `window.fake` has the script:
  * obstacle, loadError, generateError {after, kind, message}: errors; steps: how loading goes; reply: what it says
- * (a text, or a list of texts, one per reply); pause: milliseconds between tokens; stored: bytes.
+ * (a text, or a list of texts, one per reply); pause: milliseconds between tokens; stored: bytes by model, and rest:
+ * those of none.
  */
 
 import { ModelError } from "./errors.js";
@@ -14,14 +15,16 @@ const wait = (ms, signal) =>
     });
 
 let replies = 0;
+let made = 0;
 
 export class LocalModel {
     kind = "gpu";
     onLost = null;
-    #api;
+    #closing = new AbortController();
 
     constructor(api) {
-        this.#api = api;
+        this.api = api;
+        this.number = ++made;
         window.fakeModel = this;
     }
 
@@ -45,28 +48,47 @@ export class LocalModel {
         }
         return {
             where: "NVIDIA GeForce RTX 4070 (WebGPU)",
-            adapter: { vendor: "nvidia", architecture: "ada-lovelace", description: "NVIDIA GeForce RTX 4070", software: false },
-            limits: { maxBufferSize: 268435456, maxStorageBufferBindingSize: 134217728, maxStorageBuffersPerShaderStage: 8 },
+            adapter: {
+                vendor: "nvidia",
+                architecture: "ada-lovelace",
+                description: "NVIDIA GeForce RTX 4070",
+                software: false,
+            },
+            limits: {
+                maxBufferSize: 268435456,
+                maxStorageBufferBindingSize: 134217728,
+                maxStorageBuffersPerShaderStage: 8,
+            },
             features: ["shader-f16", "subgroups"],
             ctxSize: script().ctxSize ?? 8192,
             weightsBytes: 271e6,
             gpuBytes: 412e6,
-            storedBytes: 271e6,
+            storeProblem: script().storeProblem ?? null,
         };
     }
 
-    async *generate(messages, sampling, { signal } = {}) {
+    async *generate(messages, sampling, { signal: given } = {}) {
+        const closed = this.#closing.signal;
+        const signal = given ? AbortSignal.any([given, closed]) : closed;
         (window.asked ??= []).push({ messages: structuredClone(messages), sampling: { ...sampling } });
         const { reply, pause = 0, generateError, promptTokens = 20 } = script();
-        const text = Array.isArray(reply) ? reply[replies++ % reply.length] : (reply ?? `You said: ${messages.at(-1).content}`);
+        const text = Array.isArray(reply)
+            ? reply[replies++ % reply.length]
+            : (reply ?? `You said: ${messages.at(-1).content}`);
         const pieces = text.match(/\s*[^\s]{1,4}|\s+/gu) ?? [];
         let made = 0;
         const end = (reason) => ({
             type: "end",
             reason,
             stats: {
-                promptTokens, cachedTokens: 0, generatedTokens: made, prefillSeconds: 0.1, decodeSeconds: made / 40,
-                contextUsed: promptTokens + made, contextSize: script().ctxSize ?? 8192, seed: sampling.seed,
+                promptTokens,
+                cachedTokens: 0,
+                generatedTokens: made,
+                prefillSeconds: 0.1,
+                decodeSeconds: made / 40,
+                contextUsed: promptTokens + made,
+                contextSize: script().ctxSize ?? 8192,
+                seed: sampling.seed,
             },
         });
         try {
@@ -93,22 +115,29 @@ export class LocalModel {
             }
             yield end(made === sampling.maxTokens ? "length" : "stop");
         } catch (error) {
-            if (!signal?.aborted) {
+            if (!given?.aborted) {
                 throw error;
             }
             yield end("cancelled");
         }
     }
 
-    async storedBytes() {
-        return script().stored ?? 271e6;
+    /** `stored`: bytes by model. */
+    static async stored() {
+        const models = Object.entries(script().stored ?? { smollm2: 271e6 }).map(([id, bytes]) => ({
+            id,
+            bytes,
+        }));
+        return { models, bytes: models.reduce((sum, { bytes }) => sum + bytes, 0) + (script().rest ?? 0) };
     }
 
-    async deleteStored() {
-        window.fake = { ...script(), stored: 0 };
+    static async deleteStored(id = null) {
+        const { [id]: _, ...others } = script().stored ?? { smollm2: 271e6 };
+        window.fake = { ...script(), stored: id === null ? {} : others, rest: 0 };
     }
 
+    /** A reply that is being made fails, as the worker's does. */
     close() {
-        window.modelsClosed = (window.modelsClosed ?? 0) + 1;
+        this.#closing.abort(new ModelError("request", "the model was closed"));
     }
 }

@@ -66,8 +66,8 @@ function playground({ Api }, { LocalModel }) {
         lose: () => model.destroyDevice(),
         loseAfter: (messages, sampling, count) =>
             failure(() => reply(messages, sampling, { during: (n) => n === count && model.destroyDevice() })),
-        storedBytes: () => model.storedBytes(),
-        deleteStored: () => model.deleteStored(),
+        storedBytes: async () => (await LocalModel.stored()).bytes,
+        deleteStored: () => LocalModel.deleteStored(),
         obstacle: async () => {
             const error = await LocalModel.obstacle();
             return error && plain(error);

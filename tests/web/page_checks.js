@@ -13,12 +13,15 @@ checks.contrast = () => {
     };
     const over = (top, below) => top.slice(0, 3).map((c, i) => c * top[3] + below[i] * (1 - top[3]));
     const luminance = (color) => {
-        const [r, g, b] = color.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+        const [r, g, b] = color.map((c) =>
+            c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4,
+        );
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
     const backOf = (element) => {
         const layers = [];
-        for (let at = element; at; at = at.parentElement) layers.push(rgba(getComputedStyle(at).backgroundColor));
+        for (let at = element; at; at = at.parentElement)
+            layers.push(rgba(getComputedStyle(at).backgroundColor));
         return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
     };
     const poor = [];
@@ -26,57 +29,130 @@ checks.contrast = () => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
         const element = walker.currentNode.parentElement;
-        if (!walker.currentNode.data.trim() || !element.checkVisibility({ visibilityProperty: true }) || element.closest("svg, .unseen, .skip")) continue;
+        if (
+            !walker.currentNode.data.trim() ||
+            !element.checkVisibility({ visibilityProperty: true }) ||
+            element.closest("svg, .unseen, .skip")
+        )
+            continue;
         seen++;
         const back = backOf(element);
-        const [light, dark] = [luminance(over(rgba(getComputedStyle(element).color), back)), luminance(back)].sort((a, b) => b - a);
+        const [light, dark] = [
+            luminance(over(rgba(getComputedStyle(element).color), back)),
+            luminance(back),
+        ].sort((a, b) => b - a);
         const ratio = (light + 0.05) / (dark + 0.05);
-        if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${element.className || element.tagName}: ${walker.currentNode.data.trim().slice(0, 30)}`);
+        if (ratio < 4.5)
+            poor.push(
+                `${ratio.toFixed(2)} ${element.className || element.tagName}: ${walker.currentNode.data.trim().slice(0, 30)}`,
+            );
     }
     return [seen, poor];
 };
 
 /** What a screen reader would have no name for, or no place. */
 checks.names = () => {
-    const nameOf = (e) => e.getAttribute("aria-label") || (e.getAttribute("aria-labelledby") && document.getElementById(e.getAttribute("aria-labelledby"))?.textContent)
-        || e.labels?.[0]?.textContent || e.textContent.trim() || e.title;
+    const nameOf = (e) =>
+        e.getAttribute("aria-label") ||
+        (e.getAttribute("aria-labelledby") &&
+            document.getElementById(e.getAttribute("aria-labelledby"))?.textContent) ||
+        e.labels?.[0]?.textContent ||
+        e.textContent.trim() ||
+        e.title;
     const faults = [];
-    for (const e of document.querySelectorAll("button, a, input:not([hidden]), textarea, dialog, nav, [role=log], [role=region], [role=group], [role=menu], [role=meter]")) {
+    for (const e of document.querySelectorAll(
+        "button, a, input:not([hidden]), textarea, dialog, nav, [role=log], [role=region], [role=group], [role=menu], [role=meter]",
+    )) {
         if (!nameOf(e)) faults.push("no name: " + e.outerHTML.slice(0, 80));
     }
     const ids = Array.from(document.querySelectorAll("[id]"), (e) => e.id);
     if (new Set(ids).size !== ids.length) faults.push("an id twice");
-    for (const [selector, count] of [["main", 1], ["nav", 1], ["h1", 1], ["html[lang]", 1], ["title", 1]]) {
+    for (const [selector, count] of [
+        ["main", 1],
+        ["nav", 1],
+        ["h1", 1],
+        ["html[lang]", 1],
+        ["title", 1],
+    ]) {
         if (document.querySelectorAll(selector).length !== count) faults.push(selector);
     }
     return faults;
 };
 
 /** By how much the page, the conversation or a dialog is wider than the screen. */
-checks.wide = () => [document.documentElement, document.querySelector("#scroller"), document.querySelector("dialog[open] .dialog-body")]
-    .map((element) => (element?.scrollWidth ?? 0) - innerWidth);
+checks.wide = () =>
+    [
+        document.documentElement,
+        document.querySelector("#scroller"),
+        document.querySelector("dialog[open] .dialog-body"),
+    ].map((element) => (element?.scrollWidth ?? 0) - innerWidth);
 
 /** Buttons that a finger can't hit. */
-checks.small = () => Array.from(document.querySelectorAll("button, .search input"))
-    .filter((e) => e.checkVisibility({ visibilityProperty: true }) && !e.closest(".code-bar, .branches, .toasts"))
-    .filter((e) => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height) < 44)
-    .map((e) => e.outerHTML.slice(0, 90));
+checks.small = () =>
+    Array.from(document.querySelectorAll("button, .search input"))
+        .filter(
+            (e) =>
+                e.checkVisibility({ visibilityProperty: true }) &&
+                !e.closest(".code-bar, .branches, .toasts"),
+        )
+        .filter((e) => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height) < 44)
+        .map((e) => e.outerHTML.slice(0, 90));
 
 /** Elements and attributes below `root` that a message never has. */
 checks.strange = (root) => {
-    const common = { class: /^[a-z0-9 -]*$/, dir: /^(auto|ltr)$/, tabindex: /^0$/, role: /^(region|text|group)$/, "aria-label": /^[^<>]*$/ };
+    const common = {
+        class: /^[a-z0-9 -]*$/,
+        dir: /^(auto|ltr)$/,
+        tabindex: /^0$/,
+        role: /^(region|text|group)$/,
+        "aria-label": /^[^<>]*$/,
+    };
     const allowed = {
-        P: {}, BLOCKQUOTE: {}, STRONG: {}, EM: {}, S: {}, H2: {}, H3: {}, H4: {}, H5: {}, H6: {}, HR: {}, BR: {}, CODE: {}, PRE: {}, DIV: {}, SPAN: {},
-        UL: {}, OL: { start: /^\d+$/ }, LI: {}, TABLE: {}, THEAD: {}, TBODY: {}, TR: {}, TH: {}, TD: {}, SUMMARY: {}, DETAILS: { open: /^$/ },
-        INPUT: { type: /^checkbox$/, disabled: /^$/, checked: /^$/ }, BUTTON: { type: /^button$/ },
-        A: { href: /^(https?:\/\/|mailto:)/, title: /^(https?:\/\/|mailto:)/, target: /^_blank$/, rel: /^noopener noreferrer$/ },
+        P: {},
+        BLOCKQUOTE: {},
+        STRONG: {},
+        EM: {},
+        S: {},
+        H2: {},
+        H3: {},
+        H4: {},
+        H5: {},
+        H6: {},
+        HR: {},
+        BR: {},
+        CODE: {},
+        PRE: {},
+        DIV: {},
+        SPAN: {},
+        UL: {},
+        OL: { start: /^\d+$/ },
+        LI: {},
+        TABLE: {},
+        THEAD: {},
+        TBODY: {},
+        TR: {},
+        TH: {},
+        TD: {},
+        SUMMARY: {},
+        DETAILS: { open: /^$/ },
+        INPUT: { type: /^checkbox$/, disabled: /^$/, checked: /^$/ },
+        BUTTON: { type: /^button$/ },
+        A: {
+            href: /^(https?:\/\/|mailto:)/,
+            title: /^(https?:\/\/|mailto:)/,
+            target: /^_blank$/,
+            rel: /^noopener noreferrer$/,
+        },
     };
     const strange = [];
     for (const element of root.querySelectorAll("*")) {
-        const known = Object.hasOwn(allowed, element.nodeName) ? { ...common, ...allowed[element.nodeName] } : null;
+        const known = Object.hasOwn(allowed, element.nodeName)
+            ? { ...common, ...allowed[element.nodeName] }
+            : null;
         if (known === null) strange.push(element.nodeName);
         for (const { name, value } of known ? element.attributes : []) {
-            if (!Object.hasOwn(known, name) || !known[name].test(value)) strange.push(`${element.nodeName} ${name}=${value}`);
+            if (!Object.hasOwn(known, name) || !known[name].test(value))
+                strange.push(`${element.nodeName} ${name}=${value}`);
         }
     }
     return strange;
@@ -88,14 +164,43 @@ checks.growing = async (texts) => {
     let seed = 1;
     const random = (below) => Math.floor(((seed = (seed * 48271) % 2147483647) / 2147483647) * below);
     const parts = [
-        "para", "- item", "  - inner", "1. one", "# head", "#", "---", "===", "```", "```js", "> quote", "| a | b |", "|---|--:|", "| 1 | 2 |",
-        "[x]: https://e.x", "see [x]", "<div>", "</div>", "<!--", "-->", "**b", "c**", "    code", "", "", "", "  ", "\t- t", "\\",
+        "para",
+        "- item",
+        "  - inner",
+        "1. one",
+        "# head",
+        "#",
+        "---",
+        "===",
+        "```",
+        "```js",
+        "> quote",
+        "| a | b |",
+        "|---|--:|",
+        "| 1 | 2 |",
+        "[x]: https://e.x",
+        "see [x]",
+        "<div>",
+        "</div>",
+        "<!--",
+        "-->",
+        "**b",
+        "c**",
+        "    code",
+        "",
+        "",
+        "",
+        "  ",
+        "\t- t",
+        "\\",
     ];
-    const made = Array.from({ length: 150 }, () => Array.from({ length: 12 }, () => parts[random(parts.length)]).join("\n"));
+    const made = Array.from({ length: 150 }, () =>
+        Array.from({ length: 12 }, () => parts[random(parts.length)]).join("\n"),
+    );
     const grown = (text, most) => {
         const box = document.createElement("div");
         const growing = new GrowingMarkdown(box);
-        for (let at = 0; at < text.length; ) {
+        for (let at = 0; at < text.length;) {
             at += most === Infinity ? text.length : 1 + random(most);
             growing.update(text.slice(0, at));
         }
@@ -103,7 +208,9 @@ checks.growing = async (texts) => {
         return box;
     };
     const whole = [...texts, ...made].map((text) => ({ text, box: grown(text, Infinity) }));
-    return whole.filter(({ text, box }) => [1, 7].some((most) => !grown(text, most).isEqualNode(box))).map(({ text }) => text);
+    return whole
+        .filter(({ text, box }) => [1, 7].some((most) => !grown(text, most).isEqualNode(box)))
+        .map(({ text }) => text);
 };
 
 /** Whether blocks stay the same elements while others come after them, and code while it grows. */
@@ -163,7 +270,9 @@ checks.watchShifts = () => {
 checks.listen = () => {
     window.heard = [];
     const announcer = document.querySelector("#announcer");
-    new MutationObserver(() => window.heard.push(announcer.textContent)).observe(announcer, { childList: true });
+    new MutationObserver(() => window.heard.push(announcer.textContent)).observe(announcer, {
+        childList: true,
+    });
 };
 
 /** Whether the conversation is scrolled to its end. */

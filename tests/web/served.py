@@ -65,8 +65,9 @@ class Served:
     def model(self) -> Limited:
         return self._models[-1]
 
-    def restart(self) -> None:
-        """All that was made for a page is forgotten."""
+    def restart(self, path: Path | None = None) -> None:
+        """All that was made for a page is forgotten; perhaps another model is there."""
+        self._path = path or self._path
         made = Limited.open(self._path, offline=True, ctx_size=self._ctx, chat_template=TEMPLATE)
         assert isinstance(made, Limited)
         made.plans.store = PieceStore(piece=self._piece)

@@ -167,6 +167,7 @@ def test_a_second_turn_reads_only_what_is_new(loaded: Tab, server: Served) -> No
     assert (
         got["stats"]["cachedTokens"] == len(before) - 1
     )  # a reply's last token is not read before it is needed
+    assert {(p["cached"], p["total"]) for p in got["progress"]} == {(len(before) - 1, len(asked) - len(before) + 1)}
     again = reply(loaded, turns, {**GREEDY, "maxTokens": 4})
     assert again["tokens"] == got["tokens"]
     assert again["stats"]["cachedTokens"] == len(asked) - 1
@@ -204,10 +205,22 @@ def test_a_cancel_keeps_what_was_generated(loaded: Tab, server: Served) -> None:
     assert reply(loaded, asked, GREEDY, stopAfter=0)["reason"] == "cancelled"  # while the prompt is read
 
 
+def test_a_server_that_has_another_model_makes_no_reply_for_this_one(loaded: Tab, server: Served) -> None:
+    server.restart(tiny("qwen2.f32").path)
+    try:
+        for _ in range(2):
+            assert failure(loaded, prompt(server, 9))["kind"] == "other-model"
+    finally:
+        server.restart(tiny(RINGS).path)
+    assert len(reply(loaded, prompt(server, 9), {**GREEDY, "maxTokens": 2})["tokens"]) == 2
+
+
 def test_nothing_was_asked_twice_and_nothing_went_wrong(loaded: Tab, server: Served) -> None:
     assert len(server.schedules) == len(set(server.schedules)) > 4
     assert server.asked("/pieces") == 1
-    assert loaded.problems == []
+    # What a browser tells of each answer of 409: a server that was restarted three times, once with another model.
+    refused = [problem for problem in loaded.problems if "409" in problem]
+    assert (loaded.problems, len(refused)) == (refused, 4)
 
 
 # What needs loading again: a model with few shaders.

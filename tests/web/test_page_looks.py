@@ -129,6 +129,9 @@ def test_loading_that_is_stopped_can_go_on(chat: ChatPage) -> None:
 @on_page(
     fake={
         "steps": [
+            {"stage": "plan", "done": 1, "total": 1},
+            {"stage": "weights", "done": 0, "total": 96.7e6, "cached": 0},
+            {"stage": "shaders", "done": 2, "total": 9},
             {"stage": "weights", "done": 30e6, "total": 96.7e6, "cached": 10e6},
             {"stage": "shaders", "done": 3, "total": 9},
         ],
@@ -137,12 +140,13 @@ def test_loading_that_is_stopped_can_go_on(chat: ChatPage) -> None:
 )
 def test_loading_tells_how_far_it_is(chat: ChatPage) -> None:
     chat.open(ready=False)
-    chat.eventually("() => document.querySelector('.amount')?.textContent === '3 of 9'")
-    assert chat.page.get_attribute(".progress", "aria-valuenow") == "33"
+    chat.eventually("() => document.querySelector('.amount')?.textContent.startsWith('30.0 MB of 96.7 MB')")
+    assert chat.page.get_attribute(".progress", "aria-valuenow") == "31"
+    assert chat.page.inner_text(".stage") == "Loading weights…"
     assert "135M parameters · Q4_1 · 96.7 MB · Apache-2.0" in chat.page.inner_text("#welcome")
 
 
-@on_page(fake={"stored": 0})
+@on_page(fake={"stored": {"another": 9e9}})
 def test_much_is_loaded_only_after_asking(chat: ChatPage) -> None:
     chat.server.model["nbytes"] = 1_200_000_000
     # As from another machine, on which much would be fetched.
@@ -490,9 +494,9 @@ def test_about_the_card(chat: ChatPage) -> None:
         "Apache-2.0",
     ):
         assert part in told
-    chat.page.click("text=Delete the stored weights")
+    chat.page.click('[aria-label="Delete the weights of smollm2"]')
     chat.page.wait_for_selector("text=Deleted.")
-    assert chat.page.evaluate("() => fake.stored") == 0
+    assert chat.page.evaluate("() => fake.stored") == {}
 
 
 # Looks

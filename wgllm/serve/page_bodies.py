@@ -50,6 +50,8 @@ class Message(_Body):
 class ChatTokens(_Body):
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)]
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=_MOST_TOOLS)] | None = None
+    plan: Annotated[str, Field(max_length=64)] | None = None
+    """What will compute them: the tokens of another model mean nothing to it."""
 
 
 class PlanWish(_Body):

@@ -102,6 +102,9 @@ class _Page:
 
     async def chat_tokens(self, request: Request) -> Response:
         body = await read_body(request, ChatTokens)
+        if body.plan is not None and self._model.plans.find(body.plan) is None:
+            message = "the server was restarted, perhaps with another model: ask for the plan again"
+            raise Refused(409, message, code="other_model")
         messages = [message.model_dump(exclude_unset=True) for message in body.messages]
         shown = [{k: v for k, v in message.items() if k != "token_ids"} for message in messages]
         _check_values([shown, body.tools])

@@ -147,12 +147,6 @@ export class StepsAhead {
         }
     }
 
-    destroy() {
-        [...this.#free, ...this.#waiting.map(({ readback }) => readback)].forEach((buffer) =>
-            buffer.destroy(),
-        );
-    }
-
     /** Of the body, the tail and the choice. @param {number} rows @param {number} cells */
     async #launches(rows, cells) {
         const { launches } = this.#host;

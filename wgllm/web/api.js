@@ -20,6 +20,11 @@ export class Api {
         return { base: this.#base, key: this.#key };
     }
 
+    /** From now on. @param {string | null} key */
+    useKey(key) {
+        this.#key = key;
+    }
+
     /**
      * The answer to a request; errors of the server and of the network are ModelErrors, an abort is an AbortError.
      * @param {string} path

@@ -10,7 +10,7 @@ import { byId } from "./page/dom.js";
 import { exportChat, readChats } from "./page/files.js";
 import { KeyDialog } from "./page/key_dialog.js";
 import { LogView } from "./page/log_view.js";
-import { notice } from "./page/notices.js";
+import { notice, toast } from "./page/notices.js";
 import { Panel } from "./page/panel.js";
 import { defaults, Kept, Settings } from "./page/settings.js";
 import { SettingsDialog } from "./page/settings_dialog.js";
@@ -18,8 +18,8 @@ import * as shortcuts from "./page/shortcuts.js";
 import { Side } from "./page/side.js";
 import { ChatStore, MemoryStore } from "./page/store.js";
 import { enter } from "./page/tabs.js";
-import { oneLine } from "./page/text.js";
-import { faultOf } from "./page/troubles.js";
+import { oneLine, sentence } from "./page/text.js";
+import { explain, faultOf } from "./page/troubles.js";
 import { ServerModel } from "./server_model.js";
 
 /**
@@ -42,10 +42,12 @@ const MAKERS = {
     gpu: (/** @type {Api} */ api) => new LocalModel(api),
     server: (/** @type {Api} */ api) => new ServerModel(api),
     obstacle: () => LocalModel.obstacle(),
+    stored: () => LocalModel.stored(),
 };
 
 class App {
     /** @type {Compute | null} */ compute = null;
+    #api = new Api(BASE);
     #settings = new Settings(storage("localStorage"));
     #key = new KeyDialog(storage("sessionStorage"), storage("localStorage"), () => void this.connect());
     #panel = new Panel((remedy) => void this.#remedy(remedy));
@@ -86,25 +88,33 @@ class App {
         });
         byId("open-settings").addEventListener("click", () => this.openSettings());
         for (const id of ["open-card", "where"]) {
-            byId(id).addEventListener("click", () => this.compute && void openCard(this.compute));
+            byId(id).addEventListener("click", () => void openCard(this.compute, LocalModel));
         }
         shortcuts.listen((command) => this.#command(command));
     }
 
-    /** Asks the server for its model, and begins to load it. */
+    /** Asks the server for its model, and begins to load it, unless it is that which there is. */
     async connect() {
         const key = this.#key.key;
-        const api = new Api(BASE, key);
+        this.#api.useKey(key);
         /** @type {ModelInfo} */
         let info;
         try {
-            info = await api.json("api/model");
+            info = await this.#api.json("api/model");
         } catch (error) {
             const fault = faultOf(error);
-            this.#panel.showFault(fault);
+            if (this.compute?.isUp) {
+                toast(explain(fault, this.compute.where).title); // what there is goes on
+            } else {
+                this.#panel.showFault(fault);
+            }
             if (fault.kind === "key") {
                 this.#key.ask({ wrong: key !== null });
             }
+            return;
+        }
+        const same = JSON.stringify(info) === JSON.stringify(this.compute?.info);
+        if (same && this.compute?.isUp) {
             return;
         }
         this.#settings.useDefaults(defaults(info.sampling));
@@ -117,12 +127,14 @@ class App {
             );
         }
         if (this.compute === null) {
-            const compute = new Compute(api, info, MAKERS);
+            const compute = new Compute(this.#api, info, MAKERS);
             compute.onChange = () => this.#changed(compute);
             this.compute = compute;
-        } else {
-            this.compute.useApi(api);
+        } else if (!same) {
+            this.chats.stop();
             this.compute.info = info;
+            const name = oneLine(info.name || info.id || "another one", 80);
+            notice("model", `The server has another model now: ${name}. It makes the replies from here on.`);
         }
         await this.compute.choose(this.#settings.where, { ask: true });
     }
@@ -140,6 +152,9 @@ class App {
     #changed(compute) {
         this.#panel.show(compute);
         this.chats.refresh();
+        if (compute.phase === "ready") {
+            notice("storing", sentence(compute.storeProblem));
+        }
     }
 
     /** @param {"gpu" | "server"} where */
@@ -156,7 +171,8 @@ class App {
     /** @param {Remedy} remedy */
     async #remedy(remedy) {
         const { compute } = this;
-        if (remedy === "server" || (remedy === "gpu" && compute?.phase !== "asking")) {
+        const asked = compute?.phase === "asking" && compute.where === "gpu";
+        if (remedy === "server" || (remedy === "gpu" && !asked)) {
             await this.#compute(remedy);
         } else if (remedy === "gpu") {
             await compute?.load();

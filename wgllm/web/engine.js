@@ -101,11 +101,6 @@ export class Engine {
         yield { type: "end", reason, stats: { ...stats, contextUsed: this.#cache.length } };
     }
 
-    /** Frees what the engine holds on the device beside the runtime. */
-    destroy() {
-        this.#steps.destroy();
-    }
-
     /**
      * @param {number[]} tokens
      * @param {import("./sampling.js").Draws} draws
@@ -119,8 +114,9 @@ export class Engine {
         let since = performance.now();
         // At least the prompt's last token is read, for its logits.
         stats.cachedTokens = this.#truncate(Math.min(this.#cache.commonPrefix(tokens), tokens.length - 1));
-        const total = tokens.length - stats.cachedTokens;
-        yield { type: "progress", stage: "prefill", done: 0, total };
+        const cached = stats.cachedTokens;
+        const total = tokens.length - cached;
+        yield { type: "progress", stage: "prefill", done: 0, total, cached };
         const steps = this.#stepsOf(stats.cachedTokens, tokens.length);
         const widths = this.#schedules.widthsOf(steps, draws.part);
         await unlessAborted(this.#schedules.fetched(widths), signal);
@@ -132,7 +128,7 @@ export class Engine {
             await unlessAborted(this.#schedules.ready([widths[i]]), signal);
             await this.#read(tokens.slice(start, start + rows), signal);
             stats.prefillSeconds = (performance.now() - since) / 1000;
-            yield { type: "progress", stage: "prefill", done: start + rows - stats.cachedTokens, total };
+            yield { type: "progress", stage: "prefill", done: start + rows - cached, total, cached };
         }
         await unlessAborted(this.#schedules.ready(widths.slice(-3)), signal);
         const last = tokens.slice(this.#cache.length);

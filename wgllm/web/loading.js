@@ -34,7 +34,12 @@ import { loadWeights } from "./weights.js";
  * @property {(progress: LoadProgress) => void} onProgress
  * @property {AbortSignal} signal
  *
- * @typedef {{engine: Engine, device: GPUDevice, facts: CardFacts}} Loaded
+ * @typedef {object} Loaded
+ * @property {Engine} engine
+ * @property {GPUDevice} device
+ * @property {CardFacts} facts
+ * @property {Api} api
+ * @property {(signal?: AbortSignal) => Promise<void>} renew Makes sure that the server has the plan.
  */
 
 /** Less context than this is of no use. */
@@ -64,6 +69,10 @@ export async function load(options) {
                 const known = error instanceof PlanReplayError ? modelError(error) : error;
                 if (known instanceof ModelError && known.code === "unknown_plan" && renewals < RENEWALS) {
                     renewals++; // the server was restarted
+                    const now = await api.json("api/model", { signal });
+                    if (JSON.stringify(now) !== JSON.stringify(model)) {
+                        throw otherModel();
+                    }
                     continue;
                 }
                 ctxSize = smaller(known, ctxSize ?? model.ctx_size);
@@ -102,11 +111,13 @@ async function attempt(options, model, card) {
     const { plan } = answer;
     const runtime = await Runtime.create(card.device, plan, { lazy: true });
     try {
-        const fetchSchedules = scheduleFetcher(api, card, answer);
-        const schedules = new ScheduleSource(plan, runtime, fetchSchedules);
+        const renew = renewer(api, card, answer);
+        const schedules = new ScheduleSource(plan, runtime, scheduleFetcher(api, answer.id, renew));
         const store = await Store.open();
+        const total = answer.weights_bytes;
+        onProgress({ stage: "weights", done: 0, total, cached: 0 });
         const weights = async () => {
-            const total = answer.weights_bytes;
+            await store?.begin(model.id);
             const pieces = await loadWeights({
                 api,
                 path: `api/plans/${answer.id}`,
@@ -148,7 +159,7 @@ async function attempt(options, model, card) {
         if (!software) {
             warm(schedules, plan).catch(() => {}); // told when it is needed
         }
-        return { engine, device: card.device, facts };
+        return { engine, device: card.device, facts, api, renew };
     } catch (error) {
         stop.abort();
         runtime.destroy();
@@ -168,16 +179,43 @@ function requestPlan(api, { limits, features, adapter }, ctxSize, signal) {
     return api.json("api/plans", { json: wish, signal });
 }
 
+function otherModel() {
+    return new ModelError("other-model", "the server has another model now");
+}
+
 /**
- * Asks for schedules; where the server has forgotten the plan, for that again first.
+ * Asks for the plan again, which a server that was restarted has forgotten.
  * @param {Api} api
  * @param {Card} card
  * @param {Answer} answer
+ * @returns {Loaded["renew"]}
+ */
+function renewer(api, card, answer) {
+    return async (signal) => {
+        let made;
+        try {
+            made = await requestPlan(api, card, answer.ctx_size, signal);
+        } catch (error) {
+            // What this card and context could have, they have no longer.
+            const refused = error instanceof ModelError && ["too-large", "request"].includes(error.kind);
+            throw refused ? otherModel() : error;
+        }
+        if (made.id !== answer.id) {
+            throw otherModel();
+        }
+    };
+}
+
+/**
+ * Asks for schedules; where the server has forgotten the plan, for that again first.
+ * @param {Api} api
+ * @param {string} id Of the plan.
+ * @param {Loaded["renew"]} renew
  * @returns {(widths: Width[]) => Promise<Schedules>}
  */
-function scheduleFetcher(api, card, answer) {
+function scheduleFetcher(api, id, renew) {
     /** @param {Width[]} widths */
-    const ask = (widths) => api.json(`api/plans/${answer.id}/schedules`, { json: { widths } });
+    const ask = (widths) => api.json(`api/plans/${id}/schedules`, { json: { widths } });
     return async (widths) => {
         try {
             return await ask(widths);
@@ -185,10 +223,7 @@ function scheduleFetcher(api, card, answer) {
             if (!(error instanceof ModelError) || error.code !== "unknown_plan") {
                 throw error;
             }
-            const { id } = await requestPlan(api, card, answer.ctx_size);
-            if (id !== answer.id) {
-                throw new ModelError("server", "the server has another model now: load it again");
-            }
+            await renew();
             return ask(widths);
         }
     };
@@ -223,7 +258,8 @@ async function factsOf(card, answer, store) {
         ctxSize: answer.ctx_size,
         weightsBytes: answer.weights_bytes,
         gpuBytes: answer.gpu_bytes,
-        storedBytes: store === null ? 0 : await store.bytes(),
+        storedBytes: (await store?.bytes().catch(() => 0)) ?? 0,
+        plan: answer.id,
         storeProblem: store === null ? NO_STORE : store.problem,
     };
 }

@@ -8,6 +8,7 @@ import { WorkerLink } from "./worker_link.js";
 /**
  * @import { Api } from "./api.js"
  * @import { CardFacts, LoadProgress, Message, Model, ModelEvent, Sampling } from "./model.js"
+ * @import { Stored } from "./store.js"
  */
 
 /** @implements {Model} */
@@ -18,6 +19,8 @@ export class LocalModel {
     #api;
     #asked;
     #ctxSize = 0;
+    /** Of what is loaded. */
+    #plan = "";
     /** @type {WorkerLink | null} */ #link = null;
     /** When the reply that is being made has ended. @type {Promise<void>} */
     #turn = Promise.resolve();
@@ -36,6 +39,17 @@ export class LocalModel {
         return obstacle();
     }
 
+    /** The weights in the browser's storage, of all models of this server. @returns {Promise<Stored>} */
+    static async stored() {
+        return (await (await Store.open())?.stored()) ?? { models: [], bytes: 0 };
+    }
+
+    /** Deletes the weights of a model, or of all, from the browser's storage. @param {string | null} [id] */
+    static async deleteStored(id = null) {
+        const store = await Store.open();
+        await (id === null ? store?.clear() : store?.remove(id));
+    }
+
     /**
      * May be called again, after an error or not: everything is loaded anew. An abort is thrown as it is.
      * @param {{onProgress?: (progress: LoadProgress) => void, signal?: AbortSignal}} [options]
@@ -44,7 +58,7 @@ export class LocalModel {
     async load({ onProgress = () => {}, signal } = {}) {
         signal?.throwIfAborted();
         this.close();
-        navigator.storage?.persist?.().catch(() => {}); // so that the browser does not clear it by itself
+        let fetched = false;
         const link = new WorkerLink((error) => this.onLost?.(error));
         this.#link = link;
         const stop = () => link.close(new ModelError("request", "loading was stopped"));
@@ -56,9 +70,16 @@ export class LocalModel {
                 ctxSize: this.#asked,
             })) {
                 if (answer.type === "progress") {
+                    const { stage, done, cached } = answer.progress;
+                    fetched ||= stage === "weights" && done > cached;
                     onProgress(answer.progress);
                 } else if (answer.type === "loaded") {
                     this.#ctxSize = answer.facts.ctxSize;
+                    this.#plan = answer.facts.plan;
+                    if (fetched) {
+                        // So that the browser does not clear them by itself. Some ask the visitor: not at each visit.
+                        globalThis.navigator?.storage?.persist?.().catch(() => {});
+                    }
                     return answer.facts;
                 }
             }
@@ -86,16 +107,20 @@ export class LocalModel {
             done = resolve;
         });
         try {
+            const link = this.#link; // a card that is lost meanwhile closes it, and tells why
             await before;
-            if (this.#link === null) {
+            if (link === null) {
                 throw new ModelError("request", "the model is not loaded");
             }
-            const tokens = await this.#tokensOf(messages, signal);
+            const tokens = await this.#tokensOf(messages, link, signal);
             if (tokens === null) {
                 yield this.#cancelled();
                 return;
             }
-            for await (const answer of this.#link.call({ type: "generate", tokens, sampling }, signal)) {
+            for await (const answer of link.call(
+                { type: "generate", key: this.#api.settings.key, tokens, sampling },
+                signal,
+            )) {
                 if (answer.type === "events") {
                     yield* answer.events;
                 }
@@ -103,16 +128,6 @@ export class LocalModel {
         } finally {
             done();
         }
-    }
-
-    /** Bytes of weights in the browser's storage, of all models of this server. */
-    async storedBytes() {
-        return (await (await Store.open())?.bytes()) ?? 0;
-    }
-
-    /** Deletes those. */
-    async deleteStored() {
-        await (await Store.open())?.clear();
     }
 
     /** Gives the card back. `load` may follow. */
@@ -127,20 +142,31 @@ export class LocalModel {
     }
 
     /**
-     * Null if it was cancelled.
+     * Null if it was cancelled. Of another model than the loaded one there are none.
      * @param {Message[]} messages
+     * @param {WorkerLink} link
      * @param {AbortSignal} [signal]
      * @returns {Promise<number[] | null>}
      */
-    async #tokensOf(messages, signal) {
+    async #tokensOf(messages, link, signal) {
         const json = {
+            plan: this.#plan,
             messages: messages.map(({ role, content, tokenIds }) =>
                 tokenIds === undefined ? { role, content } : { role, content, token_ids: tokenIds },
             ),
         };
+        const ask = async () => (await this.#api.json("api/chat_tokens", { json, signal })).tokens;
         try {
             signal?.throwIfAborted();
-            return (await this.#api.json("api/chat_tokens", { json, signal })).tokens;
+            try {
+                return await ask();
+            } catch (error) {
+                if (!(error instanceof ModelError) || error.code !== "other_model") {
+                    throw error;
+                }
+                await link.run({ type: "renew", key: this.#api.settings.key }, signal);
+                return await ask();
+            }
         } catch (error) {
             if (signal?.aborted) {
                 return null;

@@ -13,8 +13,7 @@
  *     generate An abort ends it with reason `cancelled`, and what was generated stays; errors are ModelErrors.
  * @property {((error: ModelError) => void) | null} onLost Called when the card is lost while nothing runs.
  * @property {() => void} close
- * @property {() => Promise<number>} [storedBytes] Of weights that the browser keeps.
- * @property {() => Promise<void>} [deleteStored] Deletes those.
+ * @property {((facts: Facts) => void) | null} [onFacts] Called where `load` could not tell all of them yet.
  *
  * @typedef {object} Message
  * @property {string} role
@@ -30,7 +29,8 @@
  * @property {number | null} maxTokens Null: until the reply ends or the context is full.
  *
  * @typedef {{type: "progress", stage: "download" | "weights" | "queue" | "prefill", done: number, total: number,
- *     label?: string}} Progress Before the first token; prefill counts tokens.
+ *     label?: string, cached?: number}} Progress Before the first token; prefill counts tokens, `cached` those of the
+ *     prompt before, which need not be read.
  * @typedef {{type: "text", text: string, token: number | null}} Text May be empty; `token`: null for what is left at
  *     the end.
  * @typedef {{type: "end", reason: Reason, stats: Stats}} End
@@ -48,7 +48,7 @@
  * @property {number} contextSize
  * @property {number | bigint | null} seed Null where the server drew one.
  *
- * @typedef {{stage: "plan" | "weights" | "shaders", done: number, total: number, cached: number}} LoadProgress Bytes of
+ * @typedef {{stage: "plan" | "weights" | "shaders", done: number, total: number, cached?: number}} LoadProgress Bytes of
  *     weights (`cached`: of them from the browser's storage), counts of shaders.
  *
  * @typedef {CardFacts | ServerFacts} Facts
@@ -66,6 +66,7 @@
  * @property {number} weightsBytes
  * @property {number} gpuBytes
  * @property {number} storedBytes Of all models, in the browser's storage.
+ * @property {string} plan Its id on the server.
  * @property {string | null} storeProblem Why the weights are not kept there.
  *
  * @typedef {object} ModelInfo What `GET /api/model` answers.

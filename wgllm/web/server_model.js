@@ -8,13 +8,19 @@ import { ModelError } from "./errors.js";
  * @import { Message, Model, ModelEvent, ModelInfo, Reason, Sampling, ServerFacts, Stats } from "./model.js"
  */
 
+/** Where the server has not said what it computes with. */
+const UNKNOWN = "the server";
+
 /** @implements {Model} */
 export class ServerModel {
     /** @type {"server"} */ kind = "server";
     /** Never called: what fails there fails in a request. @type {((error: ModelError) => void) | null} */ onLost =
         null;
+    /** Called where it has become known what computes. @type {((facts: ServerFacts) => void) | null} */ onFacts =
+        null;
     #api;
-    #ctxSize = 0;
+    /** @type {ServerFacts} */ #facts = { where: UNKNOWN, ctxSize: 0 };
+    /** The model's. @type {string | null} */ #id = null;
 
     /** @param {Api} api */
     constructor(api) {
@@ -29,10 +35,23 @@ export class ServerModel {
     async load({ signal } = {}) {
         /** @type {ModelInfo} */
         const told = await this.#api.json("api/model", { signal });
-        this.#ctxSize = told.ctx_size;
-        const health = await this.#api.json("health", { signal });
-        const where = health.engine?.where;
-        return { where: typeof where === "string" && where ? where : "the server", ctxSize: told.ctx_size };
+        this.#id = told.id;
+        this.#facts = { where: await this.#askWhere(signal), ctxSize: told.ctx_size };
+        return this.#facts;
+    }
+
+    /** Known once its engine has the model. @param {AbortSignal} [signal] @returns {Promise<string>} */
+    async #askWhere(signal) {
+        const { engine } = await this.#api.json("health", { signal });
+        return typeof engine?.where === "string" && engine.where ? engine.where : UNKNOWN;
+    }
+
+    async #tellWhere() {
+        const where = await this.#askWhere().catch(() => UNKNOWN);
+        if (where !== UNKNOWN) {
+            this.#facts = { ...this.#facts, where };
+            this.onFacts?.(this.#facts);
+        }
     }
 
     /**
@@ -42,7 +61,7 @@ export class ServerModel {
      * @returns {AsyncGenerator<ModelEvent>}
      */
     async *generate(messages, sampling, { signal } = {}) {
-        const reading = new Reading(this.#ctxSize, sampling.seed);
+        const reading = new Reading(this.#facts.ctxSize, sampling.seed, this.#id);
         try {
             const json = requestOf(messages, sampling);
             const response = await this.#api.fetch("v1/chat/completions", { json, signal });
@@ -54,6 +73,9 @@ export class ServerModel {
             }
             if (reading.reason === null) {
                 throw new ModelError("network", "the connection to the server broke");
+            }
+            if (this.#facts.where === UNKNOWN) {
+                void this.#tellWhere();
             }
             yield reading.end(reading.reason);
         } catch (error) {
@@ -93,9 +115,15 @@ export class Reading {
     /** @type {Reason | null} */ reason = null;
     /** @type {Stats} */ #stats;
     #started = performance.now();
+    #id;
 
-    /** @param {number} contextSize @param {number | null} seed */
-    constructor(contextSize, seed) {
+    /**
+     * @param {number} contextSize
+     * @param {number | null} seed
+     * @param {string | null} [id] The model's that is to answer; null: any.
+     */
+    constructor(contextSize, seed, id = null) {
+        this.#id = id;
         this.#stats = {
             promptTokens: 0,
             cachedTokens: 0,
@@ -129,6 +157,9 @@ export class Reading {
             const said = typeof chunk.error.message === "string" ? chunk.error.message : "the server failed";
             const context = chunk.error.code === "context_length_exceeded";
             throw new ModelError(context ? "context" : "server", said);
+        }
+        if (this.#id !== null && typeof chunk.model === "string" && chunk.model !== this.#id) {
+            throw new ModelError("other-model", `the server has another model now: ${chunk.model}`);
         }
         if (chunk.object === "wgllm.progress") {
             const { stage, done, total, label } = chunk;

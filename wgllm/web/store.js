@@ -10,6 +10,7 @@
  * @typedef {{sha256: string, size: number}} Piece
  * @typedef {{id: string, pieces: Record<string, number>}} Index Sizes by SHA-256.
  * @typedef {{id: string, bytes: number}} StoredModel
+ * @typedef {{models: StoredModel[], bytes: number}} Stored `bytes`: of all files, those of no model included.
  */
 
 const FOLDER = "wgllm";
@@ -20,6 +21,10 @@ export class Store {
     #models;
     /** Why nothing more is stored, in one line. @type {string | null} */
     problem = null;
+    /** The model that is being stored. */
+    #model = "";
+    /** Its pieces, as far as they are known. @type {Set<string>} */ #own = new Set();
+    /** @type {Promise<boolean> | null} */ #freeing = null;
 
     /**
      * Use `Store.open`.
@@ -73,21 +78,72 @@ export class Store {
     async has({ sha256, size }) {
         try {
             const file = await (await this.#pieces.getFileHandle(sha256)).getFile();
-            return file.size === size + MARK.length;
+            const whole = file.size === size + MARK.length;
+            if (whole) {
+                this.#own.add(sha256);
+            }
+            return whole;
         } catch {
             return false;
         }
     }
 
+    /** What is asked for and written from now on is this model's, for which others make room. @param {string} id */
+    async begin(id) {
+        this.#model = id;
+        const indexes = await this.#indexes().catch(() => []);
+        const known = indexes.find((index) => index.id === id)?.pieces ?? {};
+        this.#own = new Set(Object.keys(known));
+    }
+
     /**
-     * Keeps a piece, if that can be. Only in a worker.
+     * Keeps a piece, if that can be; where there is no room, instead of other models'. Only in a worker.
      * @param {string} sha256
      * @param {Uint8Array<ArrayBuffer>} data
      */
     async write(sha256, data) {
-        if (this.problem !== null) {
-            return;
+        this.#own.add(sha256);
+        for (let room = true; this.problem === null;) {
+            const error = await this.#put(sha256, data);
+            if (error === null || isLocked(error)) {
+                return; // another tab is writing it
+            }
+            if (!isFull(error) || !room) {
+                this.problem = problemOf(error);
+                return;
+            }
+            room = await this.#makeRoom();
         }
+    }
+
+    /** Deletes the model that was loaded longest ago. Whether there was one beside the one that is being stored. */
+    #makeRoom() {
+        // One at a time: for all that had no room at once.
+        this.#freeing ??= this.#deleteOldest()
+            .catch(() => false)
+            .finally(() => {
+                this.#freeing = null;
+            });
+        return this.#freeing;
+    }
+
+    async #deleteOldest() {
+        const others = (await this.#indexes()).filter(({ id }) => id !== this.#model);
+        const [oldest] = others.sort((a, b) => a.time - b.time);
+        if (oldest !== undefined) {
+            await this.#models.removeEntry(await nameOf(oldest.id));
+        }
+        const before = await this.bytes();
+        await this.#sweep(this.#own);
+        return oldest !== undefined || (await this.bytes()) < before;
+    }
+
+    /**
+     * @param {string} sha256
+     * @param {Uint8Array<ArrayBuffer>} data
+     * @returns {Promise<unknown>} What went wrong, or null.
+     */
+    async #put(sha256, data) {
         let access = null;
         let created = false;
         try {
@@ -99,26 +155,30 @@ export class Store {
             access.flush();
             writeAll(access, MARK, data.length);
             access.close();
+            return null;
         } catch (error) {
-            if (isLocked(error)) {
-                return; // another tab is writing it
-            }
-            this.problem = problemOf(error);
             access?.close();
-            if (created) {
+            if (created && !isLocked(error)) {
                 await this.#pieces.removeEntry(sha256).catch(() => {});
             }
+            return error;
         }
     }
 
     /**
-     * A model has these pieces, and no others: those that no model has any more are deleted.
+     * A model has these pieces, as far as they could be stored, and no others: those that no model has any more are
+     * deleted.
      * @param {string} id
      * @param {Piece[]} pieces
      */
     async keep(id, pieces) {
-        const index = { id, pieces: Object.fromEntries(pieces.map(({ sha256, size }) => [sha256, size])) };
         try {
+            const held = await Promise.all(pieces.map((piece) => this.has(piece)));
+            const stored = pieces.filter((_, i) => held[i]);
+            const index = {
+                id,
+                pieces: Object.fromEntries(stored.map(({ sha256, size }) => [sha256, size])),
+            };
             const handle = await this.#models.getFileHandle(await nameOf(id), { create: true });
             const access = await handle.createSyncAccessHandle();
             try {
@@ -143,11 +203,17 @@ export class Store {
         }));
     }
 
-    /** Bytes of all files, of models and of what has no model yet. */
+    /** @returns {Promise<Stored>} */
+    async stored() {
+        return { models: await this.models(), bytes: await this.bytes() };
+    }
+
+    /** Bytes of all pieces, of models and of what has no model yet. */
     async bytes() {
         let sum = 0;
         for await (const handle of this.#pieces.values()) {
-            sum += handle.kind === "file" ? ((await handle.getFile().catch(() => null))?.size ?? 0) : 0;
+            const size = handle.kind === "file" ? ((await handle.getFile().catch(() => null))?.size ?? 0) : 0;
+            sum += Math.max(0, size - MARK.length);
         }
         return sum;
     }
@@ -166,9 +232,12 @@ export class Store {
         await this.#sweep();
     }
 
-    /** Deletes pieces that no index names. */
-    async #sweep() {
+    /** Deletes pieces that no index names. @param {Iterable<string>} [but] Nor these. */
+    async #sweep(but = []) {
         const used = new Set((await this.#indexes()).flatMap(({ pieces }) => Object.keys(pieces)));
+        for (const sha256 of but) {
+            used.add(sha256);
+        }
         /** @type {string[]} */
         const names = [];
         for await (const name of this.#pieces.keys()) {
@@ -179,9 +248,9 @@ export class Store {
         }
     }
 
-    /** Those that can be read. @returns {Promise<Index[]>} */
+    /** Those that can be read, and when they were written. @returns {Promise<(Index & {time: number})[]>} */
     async #indexes() {
-        /** @type {Index[]} */
+        /** @type {(Index & {time: number})[]} */
         const found = [];
         for await (const handle of this.#models.values()) {
             if (handle.kind === "file") {
@@ -195,13 +264,14 @@ export class Store {
     }
 }
 
-/** @param {FileSystemFileHandle} handle @returns {Promise<Index | null>} */
+/** @param {FileSystemFileHandle} handle @returns {Promise<(Index & {time: number}) | null>} */
 async function readIndex(handle) {
     try {
-        const index = JSON.parse(await (await handle.getFile()).text());
+        const file = await handle.getFile();
+        const index = JSON.parse(await file.text());
         const whole =
             typeof index.id === "string" && typeof index.pieces === "object" && index.pieces !== null;
-        return whole ? index : null;
+        return whole ? { id: index.id, pieces: index.pieces, time: file.lastModified } : null;
     } catch {
         return null; // cut off; the next load writes it anew
     }
@@ -231,8 +301,13 @@ function isLocked(error) {
 }
 
 /** @param {unknown} error */
+function isFull(error) {
+    return error instanceof DOMException && error.name === "QuotaExceededError";
+}
+
+/** @param {unknown} error */
 function problemOf(error) {
-    if (error instanceof DOMException && error.name === "QuotaExceededError") {
+    if (isFull(error)) {
         return "the browser has no room to keep the weights: the next visit fetches them again";
     }
     const said = error instanceof Error ? error.message : String(error);

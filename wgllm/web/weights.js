@@ -93,6 +93,7 @@ class Load {
         const { api, path, total, signal } = this.#options;
         let end = 0;
         for (let attempt = 0; ; attempt++) {
+            const before = end;
             try {
                 for await (const line of lines(await api.fetch(`${path}/pieces`, { signal }), signal)) {
                     const { at, size, sha256, done, error } = parsed(line);
@@ -119,6 +120,7 @@ class Load {
                 }
                 throw new ModelError("network", "the connection to the server broke");
             } catch (error) {
+                attempt = end > before ? 0 : attempt; // it goes on, be it slowly
                 await this.#retried(error, attempt);
             }
         }
@@ -140,9 +142,11 @@ class Load {
     async #fetch(pieces) {
         const left = [...pieces];
         for (let attempt = 0; left.length > 0; attempt++) {
+            const before = left.length;
             try {
                 await this.#fetchOnce(left);
             } catch (error) {
+                attempt = left.length < before ? 0 : attempt;
                 await this.#retried(error, attempt);
             }
         }

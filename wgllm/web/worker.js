@@ -7,8 +7,10 @@
  *
  * @typedef {{kind: ErrorKind, message: string}} Told An error.
  * @typedef {{type: "load", id: number, api: {base: string, key: string | null}, ctxSize: number | null}
- *     | {type: "generate", id: number, tokens: number[], sampling: Sampling}
- *     | {type: "cancel", id: number} | {type: "destroy-device"}} Request Of the page. `cancel` ends what has that id.
+ *     | {type: "generate", id: number, key: string | null, tokens: number[], sampling: Sampling}
+ *     | {type: "renew", id: number, key: string | null}
+ *     | {type: "cancel", id: number} | {type: "destroy-device"}} Request Of the page. `cancel` ends what has that id;
+ *     `renew` makes sure that the server has the plan; `key`: the visitor's, which may have changed.
  * @typedef {{type: "progress", id: number, progress: LoadProgress} | {type: "loaded", id: number, facts: CardFacts}
  *     | {type: "events", id: number, events: ModelEvent[]} | {type: "ended", id: number}
  *     | {type: "failed", id: number, error: Told | null} | {type: "lost", error: Told}} Answer
@@ -57,14 +59,27 @@ async function loadModel({ id, api, ctxSize }, signal) {
     post({ type: "loaded", id, facts: loaded.facts });
 }
 
-/** @param {Extract<Request, {type: "generate"}>} request @param {AbortSignal} signal */
-async function generate({ id, tokens, sampling }, signal) {
+/** @param {string | null} key */
+function present(key) {
     if (loaded === null) {
         throw new ModelError("lost", "the model is not on the graphics card: load it again");
     }
+    loaded.api.useKey(key);
+    return loaded;
+}
+
+/** @param {Extract<Request, {type: "renew"}>} request @param {AbortSignal} signal */
+async function renew({ id, key }, signal) {
+    await present(key).renew(signal);
+    post({ type: "ended", id });
+}
+
+/** @param {Extract<Request, {type: "generate"}>} request @param {AbortSignal} signal */
+async function generate({ id, key, tokens, sampling }, signal) {
+    const { engine } = present(key);
     const batch = new Batch((/** @type {ModelEvent[]} */ events) => post({ type: "events", id, events }));
     try {
-        for await (const event of loaded.engine.generate(tokens, sampling, signal)) {
+        for await (const event of engine.generate(tokens, sampling, signal)) {
             batch.add(event);
         }
     } finally {
@@ -91,7 +106,7 @@ function told(error) {
     if (error instanceof ModelError) {
         return { kind: error.kind, message: error.message };
     }
-    return { kind: "server", message: `the page failed: ${error instanceof Error ? error.message : error}` };
+    return { kind: "page", message: error instanceof Error ? error.message : String(error) };
 }
 
 globalThis.addEventListener("message", (/** @type {MessageEvent<Request>} */ { data }) => {
@@ -99,6 +114,8 @@ globalThis.addEventListener("message", (/** @type {MessageEvent<Request>} */ { d
         run(data.id, (signal) => loadModel(data, signal));
     } else if (data.type === "generate") {
         run(data.id, (signal) => generate(data, signal));
+    } else if (data.type === "renew") {
+        run(data.id, (signal) => renew(data, signal));
     } else if (data.type === "cancel") {
         running.get(data.id)?.abort();
     } else {

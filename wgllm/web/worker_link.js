@@ -5,7 +5,7 @@ import { ModelError } from "./errors.js";
 /**
  * @import { Answer, Request } from "./worker.js"
  *
- * @typedef {Extract<Request, {type: "load" | "generate"}>} Call
+ * @typedef {Extract<Request, {type: "load" | "generate" | "renew"}>} Call
  * @typedef {Call extends infer C ? C extends Call ? Omit<C, "id"> : never : never} Wish A call without its number.
  */
 
@@ -28,20 +28,25 @@ export class WorkerLink {
     #last = 0;
     /** @type {ModelError | null} */ #closed = null;
 
-    /** @param {(error: ModelError) => void} onLost The card was lost while nothing ran. */
+    /**
+     * @param {(error: ModelError) => void} onLost The card was lost while nothing ran, or the worker failed. The link is
+     *     closed by then.
+     */
     constructor(onLost) {
+        const lost = (/** @type {ModelError} */ error) => {
+            this.close(error);
+            onLost(error);
+        };
         this.#worker = new Worker(policy?.createScriptURL(WORKER.href) ?? WORKER, { type: "module" });
         this.#worker.addEventListener("message", (/** @type {MessageEvent<Answer>} */ { data }) => {
             if (data.type === "lost") {
-                onLost(new ModelError(data.error.kind, data.error.message));
+                lost(new ModelError(data.error.kind, data.error.message));
             } else {
                 this.#calls.get(data.id)?.put(data);
             }
         });
         this.#worker.addEventListener("error", ({ message }) => {
-            this.close(
-                new ModelError("server", `the page's worker failed: ${message || "it can't be started"}`),
-            );
+            lost(new ModelError("page", `the page's worker failed: ${message || "it can't be started"}`));
         });
     }
 
@@ -86,6 +91,14 @@ export class WorkerLink {
                 await inbox.last().catch(() => {});
             }
             this.#calls.delete(id);
+        }
+    }
+
+    /** Waits for the last answer. @param {Wish} wish @param {AbortSignal} [signal] */
+    async run(wish, signal) {
+        const answers = this.call(wish, signal);
+        while (!(await answers.next()).done) {
+            // All that matters is whether it fails.
         }
     }
 

@@ -8,6 +8,7 @@ export class FakeStorage {
         this.quota = quota;
         /** Bytes that may still be written before the tab dies. */
         this.killAfter = Infinity;
+        this.writes = 0;
         this.root = new Folder(this);
     }
 
@@ -88,6 +89,8 @@ class File {
     kind = "file";
     data = new Uint8Array();
     locked = false;
+    /** Counts writes rather than time. */
+    changed = 0;
 
     /** @param {FakeStorage} storage */
     constructor(storage) {
@@ -102,6 +105,7 @@ class File {
         const data = this.data.slice();
         return {
             size: data.length,
+            lastModified: this.changed,
             arrayBuffer: async () => data.buffer,
             text: async () => new TextDecoder().decode(data),
         };
@@ -127,6 +131,7 @@ class File {
                 whole.set(this.data);
                 whole.set(data.subarray(0, room), at);
                 this.data = whole;
+                this.changed = ++this.storage.writes;
                 this.storage.killAfter -= room;
                 if (room < data.length) {
                     throw new Killed();

@@ -58,6 +58,15 @@ test("a reply keeps its text, tokens and figures, and is saved about every secon
     );
 });
 
+test("the live context has the whole prompt, though most of it need not be read again", async () => {
+    const { made, run } = reply(async function* () {
+        yield { type: "progress", stage: "prefill", done: 0, total: 4, cached: 30 };
+        yield text("Hi", 1);
+    });
+    await run();
+    assert.equal(made.live.contextUsed, 34);
+});
+
 test("figures can be written as JSON, whatever the seed", async () => {
     const { message, run } = reply(async function* () {
         yield { type: "end", reason: "stop", stats: { generatedTokens: 0, seed: 2n ** 63n } };
@@ -109,10 +118,12 @@ test("every kind of error has words and a way on", () => {
         "key",
         "busy",
         "server",
+        "other-model",
     ];
     for (const kind of kinds) {
         for (const where of /** @type {const} */ (["gpu", "server"])) {
-            const { title, remedies } = explain({ kind, message: "" }, where);
+            const { title, short, remedies } = explain({ kind, message: "" }, where);
+            assert.ok(short.length > 4 && short.length < 24, kind);
             assert.ok(title && title !== explain({ kind: "page", message: "" }, where).title, kind);
             assert.ok(remedies.every((remedy) => remedy in REMEDIES));
             assert.ok(where === "gpu" ? remedies.length > 0 : !remedies.includes("server"), kind);
@@ -125,6 +136,11 @@ test("every kind of error has words and a way on", () => {
     );
     assert.equal(explain({ kind: "constructor", message: "" }, "gpu").title, "Something in this page failed");
     assert.deepEqual(faultOf(new TypeError("a\n b")), { kind: "page", message: "a b" });
+    const shorts = ["network", "lost", "no-adapter"].map(
+        (kind) => explain({ kind, message: "" }, "gpu").short,
+    );
+    assert.deepEqual(shorts, ["Server not reachable", "Card lost", "No graphics card"]);
+    assert.ok(endsModel({ kind: "other-model", message: "" }));
     assert.ok(endsModel({ kind: "lost", message: "" }) && !endsModel({ kind: "network", message: "" }));
 });
 
@@ -282,6 +298,64 @@ test("a stream that breaks off is an error of the network, unless it was stopped
         "end",
         "cancelled",
     ]);
+});
+
+test("a server that has another model now does not answer for the one that was loaded", async () => {
+    const said = (model) =>
+        data({ model, choices: [{ index: 0, delta: { content: "Hi" }, finish_reason: "stop" }] });
+    for (const [id, answers] of [
+        ["mine", true],
+        ["other", false],
+    ]) {
+        const model = new ServerModel(
+            fake({
+                fetch: async () => new Response(`${said(id)}\n\ndata: [DONE]\n\n`),
+                json: async () => ({ id: "mine", ctx_size: 64 }),
+            }),
+        );
+        await model.load();
+        const reply = async () => {
+            let last;
+            for await (last of model.generate([], SAMPLING)) {
+                // to its end
+            }
+            return last?.type;
+        };
+        if (answers) {
+            assert.equal(await reply(), "end");
+        } else {
+            await assert.rejects(reply(), { kind: "other-model", message: /: other$/ });
+        }
+    }
+});
+
+test("what the server computes with is asked again once its engine is loaded", async () => {
+    let where = null;
+    let asked = 0;
+    const done = `${data({ choices: [{ index: 0, delta: {}, finish_reason: "stop" }] })}\n\ndata: [DONE]\n\n`;
+    const model = new ServerModel(
+        fake({
+            fetch: async () => new Response(done),
+            json: async (path) => {
+                asked += path === "health" ? 1 : 0;
+                return path === "health" ? { engine: { where } } : { ctx_size: 64 };
+            },
+        }),
+    );
+    assert.deepEqual(await model.load(), { where: "the server", ctxSize: 64 });
+    where = "NVIDIA L4 (Vulkan)";
+    const told = new Promise((resolve) => {
+        model.onFacts = resolve;
+    });
+    const reply = async () => {
+        for await (const event of model.generate([], SAMPLING)) {
+            assert.equal(event.type, "end");
+        }
+    };
+    await reply();
+    assert.deepEqual(await told, { where, ctxSize: 64 });
+    await reply();
+    assert.equal(asked, 2); // it is known now
 });
 
 test("a request has what was set, and the tokens of replies", () => {

@@ -135,3 +135,54 @@ test("where there is no storage there is no store", async () => {
     };
     assert.equal(await Store.open(/** @type {any} */ (refuses)), null);
 });
+
+test("without room the models that were loaded longest ago go first, and no more of them than must", async () => {
+    const storage = new FakeStorage();
+    const old = await opened(storage);
+    for (const [id, n] of /** @type {[string, number][]} */ ([
+        ["second", 2],
+        ["mine", 3],
+        ["first", 1],
+        ["second", 2],
+    ])) {
+        const { sha256, data } = piece(n, 1000);
+        await old.write(sha256, data);
+        await old.keep(id, [piece(n, 1000)]);
+    }
+    // A load that was cut off has left a piece, and mine has grown.
+    await old.write(piece(9, 10).sha256, piece(9, 10).data);
+    storage.quota = storage.used + 100;
+    const store = await opened(storage);
+    await store.begin("mine");
+    const [a, b] = [piece(4, 400), piece(5, 400)];
+    await Promise.all([store.write(a.sha256, a.data), store.write(b.sha256, b.data)]);
+    assert.equal(store.problem, null);
+    await store.keep("mine", [piece(3, 1000), a, b]);
+    assert.deepEqual(
+        (await store.models()).sort((one, other) => one.id.localeCompare(other.id)),
+        [
+            { id: "mine", bytes: 1800 },
+            { id: "second", bytes: 1000 },
+        ],
+    );
+    assert.equal(await store.read(piece(9, 10)), null);
+});
+
+test("a model that is larger than all the room takes that of others, and what of it is kept is known", async () => {
+    const storage = new FakeStorage();
+    const store = await opened(storage);
+    const [other, a, b] = [piece(1, 1000), piece(2, 1000), piece(3, 2000)];
+    await store.keep("mine", []);
+    await store.write(other.sha256, other.data);
+    await store.keep("other", [other]);
+    storage.quota = storage.used + 500;
+    await store.begin("mine");
+    await store.write(a.sha256, a.data);
+    await store.write(b.sha256, b.data);
+    assert.match(store.problem ?? "", /no room/);
+    assert.deepEqual(await store.models(), [{ id: "mine", bytes: 0 }]);
+    storage.quota += 100;
+    await store.keep("mine", [a, b]);
+    assert.deepEqual(await store.models(), [{ id: "mine", bytes: 1000 }]);
+    assert.equal((await store.stored()).bytes, 1000);
+});

@@ -191,3 +191,24 @@ test("an abort ends it with the abort", async () => {
     });
     await assert.rejects(load(server, storeOf(), abort.signal), { name: "AbortError" });
 });
+
+test("a connection that breaks again and again is taken up as long as something comes", async () => {
+    const cut = (/** @type {number} */ n) =>
+        PIECES.slice(0, Math.ceil((n + 1) / 2)).map((each) => JSON.stringify(each));
+    const server = new FakeServer({
+        // Every other listing brings one piece more, every other request for weights half of one.
+        list: (n) => (n < 2 * PIECES.length ? cut(n) : []),
+    });
+    await load(server);
+    assert.equal(server.listings, 2 * PIECES.length + 1);
+    let requests = 0;
+    const lame = new FakeServer({ part: (n, data) => (requests++, data.slice(0, n % 2 ? PIECE : 0)) });
+    await load(lame);
+    assert.ok(requests >= 2 * (PIECES.length - 1));
+});
+
+test("a connection that brings nothing more is given up", async () => {
+    const server = new FakeServer({ list: () => [JSON.stringify(PIECES[0])] });
+    await assert.rejects(load(server), { kind: "network" });
+    assert.equal(server.listings, 4);
+});

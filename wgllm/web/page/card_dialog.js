@@ -2,26 +2,30 @@
 
 import { byId, make, openDialog, textButton } from "./dom.js";
 import { bytes, count } from "./format.js";
-import { visible } from "./text.js";
+import { sentence, visible } from "./text.js";
 
-/** @typedef {import("./compute.js").Compute} Compute */
+/**
+ * @typedef {import("./compute.js").Compute} Compute
+ * @typedef {import("../store.js").Stored} Stored
+ * @typedef {{stored: () => Promise<Stored>, deleteStored: (id?: string | null) => Promise<void>}} Storage Weights in
+ *     the browser's storage; null deletes all.
+ */
 
-/** @param {Compute} compute */
-export async function openCard(compute) {
+/** @param {Compute | null} compute @param {Storage} storage */
+export async function openCard(compute, storage) {
     const body = byId("card-body");
-    body.replaceChildren(...content(compute));
+    const place = make("div");
+    body.replaceChildren(...content(compute), place);
     openDialog(byId("card"));
-    const model = compute.model;
-    if (model?.storedBytes) {
-        const stored = await model.storedBytes().catch(() => null);
-        if (stored !== null) {
-            body.append(storage(compute, stored));
-        }
-    }
+    await showStored(place, compute, storage);
 }
 
-/** @param {Compute} compute @returns {Node[]} */
-function content({ phase, facts, info }) {
+/** @param {Compute | null} compute @returns {Node[]} */
+function content(compute) {
+    if (compute === null) {
+        return [make("p", { className: "hint" }, "Nothing is loaded on the graphics card.")];
+    }
+    const { phase, facts, info } = compute;
     const model = section(
         "Model",
         list([
@@ -75,31 +79,68 @@ function content({ phase, facts, info }) {
     ];
 }
 
-/** @param {Compute} compute @param {number} stored */
-function storage(compute, stored) {
-    const words = make(
-        "p",
-        {},
-        stored > 0
-            ? `${bytes(stored)} of weights are kept, so that the next visit starts at once.`
-            : "No weights are kept.",
-    );
-    const box = section("In this browser's storage", words);
-    if (stored > 0) {
-        const button = textButton("Delete the stored weights", "quiet", async () => {
-            button.disabled = true;
+/** @param {HTMLElement} place @param {Compute | null} compute @param {Storage} storage */
+async function showStored(place, compute, storage) {
+    const found = await storage.stored().catch(() => null);
+    if (found === null) {
+        return;
+    }
+    const { models, bytes: all } = found;
+    // Pieces of a load that did not end belong to no model yet.
+    const rest = all - models.reduce((sum, each) => sum + each.bytes, 0);
+    const problem = sentence(compute?.storeProblem ?? "");
+    const why = problem === "" ? ", so that the next visit starts sooner" : "";
+    const words = all > 0 ? `${bytes(all)} of weights are kept${why}.` : "No weights are kept.";
+    /** @param {string} label @param {string} name @param {string | null} id */
+    const button = (label, name, id) => {
+        const made = textButton(label, "quiet", async () => {
+            made.disabled = true;
             try {
-                await compute.model?.deleteStored?.();
-                words.textContent = "Deleted. What is on the card stays until the page closes.";
-                button.remove();
+                await storage.deleteStored(id);
+                await showStored(place, compute, storage);
+                place
+                    .querySelector("p")
+                    ?.append(" Deleted. What is on the card stays until the page closes.");
+                (place.querySelector("button") ?? place.closest("dialog")?.querySelector("button"))?.focus();
             } catch (error) {
-                button.disabled = false;
-                words.textContent = `Could not be deleted: ${visible(error instanceof Error ? error.message : String(error))}`;
+                made.disabled = false;
+                const said = error instanceof Error ? error.message : String(error);
+                place.append(make("p", { role: "alert" }, `Could not be deleted: ${visible(said)}`));
             }
         });
-        box.append(make("div", { className: "buttons" }, button));
+        made.ariaLabel = name;
+        return made;
+    };
+    const rows = models.map(({ id, bytes: size }) => {
+        const name = visible(id);
+        return make(
+            "div",
+            { className: "stored" },
+            make("span", { dir: "auto" }, `${name} · ${bytes(size)}`),
+            button("Delete", `Delete the weights of ${name}`, id),
+        );
+    });
+    if (all > 0 && (models.length !== 1 || rest > 0)) {
+        rows.push(
+            make(
+                "div",
+                { className: "buttons" },
+                button("Delete all stored weights", "Delete all stored weights", null),
+            ),
+        );
     }
-    return box;
+    place.replaceChildren(
+        section(
+            "In this browser's storage",
+            make(
+                "div",
+                {},
+                make("p", {}, words),
+                ...(problem === "" ? [] : [make("p", { className: "problem" }, problem)]),
+                ...rows,
+            ),
+        ),
+    );
 }
 
 /** @param {string} title @param {Node} content */

@@ -109,6 +109,9 @@ export class Chats {
             case "server":
             case "gpu":
                 await this.#parts.onRemedy(act);
+                if (this.#parts.compute()?.phase !== "ready") {
+                    return; // it was cancelled, or failed again
+                }
                 break;
         }
         if (this.#mayAsk()) {

@@ -7,10 +7,14 @@ import { faultOf } from "./troubles.js";
  * @import { Api } from "../api.js"
  * @import { Facts, LoadProgress, Model, ModelInfo } from "../model.js"
  * @import { Fault } from "./troubles.js"
+ * @import { Stored } from "../store.js"
  *
  * @typedef {LoadProgress & {speed: number | null}} Loading
  * @typedef {"start" | "asking" | "loading" | "ready" | "failed"} Phase
  */
+
+/** What loads at the same time, in the order in which it is told. */
+const STAGES = ["weights", "shaders"];
 
 /** Bytes that nobody minds being fetched without having been asked. */
 const SMALL = 200e6;
@@ -32,7 +36,8 @@ export class Compute {
     /**
      * @param {Api} api
      * @param {ModelInfo} info
-     * @param {{gpu: (api: Api) => Model, server: (api: Api) => Model, obstacle: () => Promise<Error | null>}} makers
+     * @param {{gpu: (api: Api) => Model, server: (api: Api) => Model, obstacle: () => Promise<Error | null>,
+     *     stored: () => Promise<Stored>}} makers
      */
     constructor(api, info, makers) {
         this.#api = api;
@@ -58,10 +63,17 @@ export class Compute {
             if (stop.signal.aborted) {
                 return;
             }
-            this.model = this.#makers[where](this.#api);
-            this.model.onLost = (error) => this.fail(error);
+            const model = this.#makers[where](this.#api);
+            this.model = model;
+            model.onLost = (error) => this.fail(error);
+            model.onFacts = (facts) => {
+                this.facts = facts;
+                this.onChange();
+            };
             if (ask && where === "gpu" && !(await this.#isCheap())) {
-                this.#become("asking");
+                if (!stop.signal.aborted) {
+                    this.#become("asking");
+                }
                 return;
             }
         } catch (error) {
@@ -75,6 +87,11 @@ export class Compute {
         }
     }
 
+    /** Whether it can be used, or will be soon. */
+    get isUp() {
+        return this.phase === "loading" || this.phase === "ready";
+    }
+
     async load() {
         const model = this.model;
         if (model === null) {
@@ -83,20 +100,16 @@ export class Compute {
         }
         const { signal } = this.#stop;
         this.#become("loading");
-        let speed = new Speed();
+        const progress = new LoadingStages();
         try {
             const facts = await model.load({
                 signal,
-                onProgress: (progress) => {
-                    if (signal.aborted) {
-                        return;
+                onProgress: (told) => {
+                    if (!signal.aborted) {
+                        progress.add(told, performance.now() / 1000);
+                        this.progress = progress.shown;
+                        this.onChange();
                     }
-                    if (progress.stage !== this.progress?.stage) {
-                        speed = new Speed();
-                    }
-                    speed.add(performance.now() / 1000, progress.done);
-                    this.progress = { ...progress, speed: speed.value };
-                    this.onChange();
                 },
             });
             if (signal.aborted) {
@@ -147,11 +160,6 @@ export class Compute {
         this.#rejectAll(error);
     }
 
-    /** @param {Api} api With another key. */
-    useApi(api) {
-        this.#api = api;
-    }
-
     #drop() {
         this.#stop.abort();
         this.#stop = new AbortController();
@@ -159,7 +167,7 @@ export class Compute {
         this.model = null;
         this.facts = null;
         if (model !== null) {
-            model.onLost = null;
+            model.onLost = model.onFacts = null;
             model.close();
         }
     }
@@ -181,12 +189,41 @@ export class Compute {
         }
     }
 
+    /** Why the weights are not kept by the browser; empty where they are, or are not its matter. */
+    get storeProblem() {
+        const { facts } = this;
+        return facts !== null && "storeProblem" in facts ? (facts.storeProblem ?? "") : "";
+    }
+
     async #isCheap() {
         const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
         if (local || this.info.nbytes < SMALL) {
             return true;
         }
-        const stored = (await this.model?.storedBytes?.().catch(() => 0)) ?? 0;
+        const { models } = await this.#makers.stored().catch(() => ({ models: [] }));
+        const stored = models.find(({ id }) => id === this.info.id)?.bytes ?? 0;
         return stored >= this.info.nbytes / 2;
+    }
+}
+
+/** How far each stage of loading is, and which of them is shown: those that run at the same time take no turns. */
+export class LoadingStages {
+    /** @type {Map<string, {speed: Speed, told: Loading}>} */ #stages = new Map();
+    /** @type {Loading | null} */ #newest = null;
+
+    /** @param {LoadProgress} told @param {number} seconds A clock. */
+    add(told, seconds) {
+        if (told.stage === "plan") {
+            this.#stages.clear(); // from the beginning, perhaps with less context
+        }
+        const speed = this.#stages.get(told.stage)?.speed ?? new Speed();
+        speed.add(seconds, told.done);
+        this.#newest = { ...told, speed: speed.value };
+        this.#stages.set(told.stage, { speed, told: this.#newest });
+    }
+
+    get shown() {
+        const running = STAGES.map((stage) => this.#stages.get(stage)?.told);
+        return running.find((told) => told && told.done < told.total) ?? this.#newest;
     }
 }

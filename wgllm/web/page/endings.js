@@ -25,5 +25,7 @@ export function tellEnd({ message, error }, used, { log, compute, onRemedy }) {
     }
     if (fault.kind === "key") {
         void onRemedy("key");
+    } else if (fault.kind === "other-model") {
+        void onRemedy("retry"); // asks the server what it has
     }
 }

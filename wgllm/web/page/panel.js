@@ -52,7 +52,7 @@ export class Panel {
         this.#drawn = "";
         this.#where.dataset.phase = "failed";
         this.#panel.dataset.phase = "failed";
-        byId("where-text").textContent = byId("where-short").textContent = "Not connected";
+        byId("where-text").textContent = byId("where-short").textContent = explain(fault, "server").short;
         this.#panel.replaceChildren(this.#trouble(fault, "server"));
     }
 
@@ -88,6 +88,21 @@ export class Panel {
                     "p",
                     { className: "lead muted" },
                     where === "gpu" ? "Looking for the graphics card…" : "Asking the server…",
+                ),
+            ];
+        }
+        if (phase === "asking" && where === "server") {
+            return [
+                make(
+                    "p",
+                    { className: "lead" },
+                    "The server is to compute the replies; it has not answered yet.",
+                ),
+                make(
+                    "div",
+                    { className: "buttons" },
+                    textButton("Ask it again", "primary", () => this.#onRemedy("server")),
+                    textButton(REMEDIES.gpu, "quiet", () => this.#onRemedy("gpu")),
                 ),
             ];
         }
@@ -171,7 +186,7 @@ export class Panel {
 }
 
 /** @param {Compute} compute */
-function headline({ phase, where, facts, progress }) {
+function headline({ phase, where, facts, progress, fault }) {
     const place = where === "gpu" ? "Graphics card" : "Server";
     switch (phase) {
         case "ready":
@@ -188,7 +203,7 @@ function headline({ phase, where, facts, progress }) {
                 ? `Loading ${percent(progress.done, progress.total)}`
                 : "Loading…";
         case "failed":
-            return where === "gpu" ? "No graphics card" : "Server failed";
+            return fault === null ? "Failed" : explain(fault, where).short;
         default:
             return place;
     }

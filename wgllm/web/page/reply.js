@@ -100,7 +100,7 @@ export class Reply {
                 label: event.label ?? "",
             });
             if (event.stage === "prefill") {
-                live.contextUsed = event.total;
+                live.contextUsed = (event.cached ?? 0) + event.total;
             }
         } else if (event.type === "text") {
             const now = this.#now();

@@ -6,6 +6,11 @@
  * @typedef {keyof Sampling} Name
  */
 
+import { MOST_CANDIDATES } from "../sampling.js";
+
+/** The most candidates that a graphics card looks at. */
+export const CARD_TOP_K = MOST_CANDIDATES;
+
 /** @type {Record<Name, {min: number, max: number, whole: boolean}>} */
 export const RANGES = {
     temperature: { min: 0, max: 5, whole: false },

@@ -70,3 +70,8 @@ export function fileName(title, ending) {
         .slice(0, 60);
     return `${safe || "chat"}.${ending}`;
 }
+
+/** What is told in one line of small letters, as a sentence. @param {string} text */
+export function sentence(text) {
+    return text === "" ? "" : `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+}
