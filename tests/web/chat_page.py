@@ -170,7 +170,12 @@ class PageServer:
 
 
 def on_page(
-    *, width: int = 1100, height: int = 800, scheme: str = "light", fake: dict[str, Any] | None = None
+    *,
+    width: int = 1100,
+    height: int = 800,
+    scheme: str = "light",
+    touch: bool = False,
+    fake: dict[str, Any] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes of ``test(chat, ...)`` a test that gets an open page of its own; ``fake``: the script of the fake model."""
 
@@ -179,7 +184,10 @@ def on_page(
         def run(chromium: Chromium, **rest: Any) -> None:
             def within(browser: Browser) -> None:
                 context = browser.new_context(
-                    viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+                    viewport={"width": width, "height": height},
+                    color_scheme=scheme,
+                    reduced_motion="reduce",
+                    has_touch=touch,
                 )
                 server = PageServer()
                 try:

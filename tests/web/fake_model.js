@@ -85,7 +85,7 @@ export class LocalModel {
                 cachedTokens: 0,
                 generatedTokens: made,
                 prefillSeconds: 0.1,
-                decodeSeconds: made / 40,
+                decodeSeconds: (made - 1) / 40,
                 contextUsed: promptTokens + made,
                 contextSize: script().ctxSize ?? 8192,
                 seed: sampling.seed,

@@ -224,6 +224,26 @@ checks.kept = async () => {
     return [box.children[0] === first, box.children[1] === code, box.textContent];
 };
 
+/** Of lists and tables that grow: whether the block and its first part stay the same elements, and how many parts there are. */
+checks.grownInPlace = async () => {
+    const { GrowingMarkdown } = await import("/static/page/growing.js");
+    const grown = (text, more, part) => {
+        const box = document.createElement("div");
+        const growing = new GrowingMarkdown(box);
+        growing.update(text);
+        const [block, first] = [box.firstElementChild, box.querySelector(part)];
+        for (let at = 1; at <= more.length; at++) growing.update(text + more.slice(0, at));
+        growing.finish();
+        const { children } = box.querySelector(part).parentElement;
+        return [box.firstElementChild === block, children[0] === first, children.length];
+    };
+    return {
+        list: grown("- **one**\n- tw", "o\n- three\n- four\n  - inner\n- five", "li"),
+        ordered: grown("3. one\n4. two", " and more\n5. three", "li"),
+        table: grown("| a | b |\n|---|---|\n| 1 | 2 |\n", "| 3 | 4 |\n| 5 |", "tbody tr"),
+    };
+};
+
 /** Makes a chat whose messages of both sides are these texts, and opens it. */
 checks.fillChat = async (texts) => {
     const { chats } = window.wgllmPage.app;

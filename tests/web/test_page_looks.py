@@ -108,6 +108,8 @@ def test_a_message_that_is_sent_while_the_model_loads_waits_for_it(chat: ChatPag
     chat.say("Early", wait=False)
     chat.page.wait_for_selector(".waiting")
     assert chat.page.is_visible("#dock-panel .progress")
+    assert chat.page.inner_text(".waiting").startswith("Waiting for the model")
+    assert chat.page.inner_text("#figures") == ""  # once is enough
     chat.set(hold=False)
     chat.settle()
     assert chat.texts()[-1] == "You said: Early"
@@ -183,6 +185,8 @@ def test_markdown_figures_and_a_context_that_is_nearly_full(chat: ChatPage) -> N
     chat.say("All of it")
     assert chat.page.locator(".said :is(h2, strong, em, code, a, ul, table, blockquote)").count() == 9
     assert chat.page.get_attribute(".said a", "rel") == "noopener noreferrer"
+    breaks = "(all) => all.map((each) => getComputedStyle(each).textWrapMode)"
+    assert set(chat.page.eval_on_selector_all(".said td", breaks)) == {"nowrap"}
     assert "40.0 tok/s" in chat.page.inner_text(".assistant .meta")
     assert chat.page.inner_text("#context-text").startswith("Context 6")
     assert "% full" in chat.page.inner_text("#context-text")
@@ -206,6 +210,11 @@ def test_only_the_last_block_is_made_again(chat: ChatPage) -> None:
     chat.open()
     kept = chat.page.evaluate("() => checks.kept()")
     assert kept == [True, True, "onejsCopyabcthe endof it"]
+    assert chat.page.evaluate("() => checks.grownInPlace()") == {
+        "list": [True, True, 5],
+        "ordered": [True, True, 3],
+        "table": [True, True, 3],
+    }
 
 
 # Chats
@@ -282,9 +291,7 @@ def test_what_a_killed_tab_had_written_is_there_and_interrupted(chat: ChatPage) 
     other.wait_for_selector(".assistant .mark")
     assert other.inner_text(".assistant .mark") == "Being written in another tab…"
     chat.page.goto("about:blank")
-    other.reload()
-    other.wait_for_selector(".assistant .mark")
-    assert other.inner_text(".assistant .mark").startswith("Interrupted")
+    other.wait_for_function("() => document.querySelector('.mark').innerText.startsWith('Interrupted')")
     assert other.inner_text(".assistant .said") == "one two thre"
     chat.page.goto(other.url)
     chat.page.wait_for_selector(".assistant")
@@ -451,6 +458,7 @@ def test_settings_hold_at_once_and_after_a_reload(chat: ChatPage) -> None:
     chat.open()
     page = chat.page
     page.keyboard.press("Alt+,")
+    assert page.evaluate("() => document.activeElement.value") == "gpu"  # the first choice, not the cross
     assert page.input_value("#set-temperature") == "0.7"
     page.fill("#set-temperature", "0")
     page.fill("#set-seed", "12")
@@ -473,6 +481,15 @@ def test_settings_hold_at_once_and_after_a_reload(chat: ChatPage) -> None:
     page.wait_for_selector('#where[data-phase="ready"]')
     page.keyboard.press("Alt+,")
     assert [page.input_value(i) for i in ("#set-seed", "#system")] == ["12", "Be brief."]
+    # What was chosen for the server is not silently another on the card.
+    page.evaluate("() => localStorage.setItem('wgllm.sampling', '{\"topK\": 500}')")
+    page.reload()
+    page.wait_for_selector('#where[data-phase="ready"]')
+    page.keyboard.press("Alt+,")
+    assert [page.input_value("#set-topK"), page.get_attribute("#set-topK", "aria-invalid")] == ["500", "true"]
+    assert "from 1 to 128. Until then it is 128." in page.inner_text("#settings-wrong")
+    page.click("#settings >> text=The server")
+    assert page.inner_text("#settings-wrong") == ""
     page.click("text=Reset to the model's own")
     assert page.input_value("#set-temperature") == "0.7"
     page.click("#settings >> text=Dark")
@@ -494,6 +511,8 @@ def test_about_the_card(chat: ChatPage) -> None:
         "Apache-2.0",
     ):
         assert part in told
+    ends = "(all) => all.map((each) => getComputedStyle(each).textAlign)"
+    assert set(chat.page.eval_on_selector_all("#card .numbers dd", ends)) == {"end"}
     chat.page.click('[aria-label="Delete the weights of smollm2"]')
     chat.page.wait_for_selector("text=Deleted.")
     assert chat.page.evaluate("() => fake.stored") == {}
@@ -562,6 +581,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(chat: ChatPage) -> None:
         page.keyboard.press("Escape")
     page.keyboard.press("Alt+n")
     assert max(page.evaluate("() => checks.wide()")) <= 0
+    assert "·" not in page.inner_text("#model-facts")  # at the end of a line it would stand between nothing
 
 
 @on_page(fake={"reply": "one two three\n\nfour five six\n\n```js\nseven\neight\n```\n\nnine", "pause": 15})
@@ -583,6 +603,11 @@ def test_the_end_of_a_reply_is_announced_and_no_token_is(chat: ChatPage) -> None
     chat.say("one two three")
     assert chat.page.evaluate("() => heard") == ["You said: one two three"]
     assert chat.page.get_attribute("#log", "aria-live") == "off"
+    # Before it, that the model is loaded; and what comes and goes does so in places that are listened to.
+    chat.page.reload()
+    chat.eventually("() => document.querySelector('#announcer').textContent === 'The model is ready.'")
+    assert chat.page.get_attribute("#toasts", "role") == "status"
+    assert chat.page.get_attribute("#notices", "aria-live") == "polite"
 
 
 @on_page()

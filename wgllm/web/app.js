@@ -49,9 +49,10 @@ class App {
     /** @type {Compute | null} */ compute = null;
     #api = new Api(BASE);
     #settings = new Settings(storage("localStorage"));
-    #key = new KeyDialog(storage("sessionStorage"), storage("localStorage"), () => void this.connect());
+    #session = storage("sessionStorage");
+    #key = new KeyDialog(this.#session, storage("localStorage"), () => void this.connect());
     #panel = new Panel((remedy) => void this.#remedy(remedy));
-    #composer = new Composer({
+    #composer = new Composer(this.#session, {
         onSend: (text) => this.chats.send(text),
         onStop: () => this.chats.stop(),
         onEditLast: () => this.chats.command("editLast"),
@@ -70,7 +71,10 @@ class App {
         onSystem: (text) => void this.chats.setSystem(text),
         onKey: () => this.#key.ask(),
     });
-    #log = new LogView((act, message, text) => void this.chats.act(act, message, text));
+    #log = new LogView({
+        act: (act, message) => void this.chats.act(act, message),
+        edit: (message, text) => this.chats.edit(message, text),
+    });
     /** @type {Chats} */ chats;
 
     /** @param {ChatStore | MemoryStore} store */

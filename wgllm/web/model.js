@@ -48,7 +48,7 @@
  * @property {number} contextSize
  * @property {number | bigint | null} seed Null where the server drew one.
  *
- * @typedef {{stage: "plan" | "weights" | "shaders", done: number, total: number, cached?: number}} LoadProgress Bytes of
+ * @typedef {{stage: "plan" | "weights" | "shaders", done: number, total: number, cached: number}} LoadProgress Bytes of
  *     weights (`cached`: of them from the browser's storage), counts of shaders.
  *
  * @typedef {CardFacts | ServerFacts} Facts

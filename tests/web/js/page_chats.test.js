@@ -58,6 +58,20 @@ test("the model reads the branch, with the tokens of its own replies", () => {
     assert.equal(turns(chat, chat.leaf).length, 3); // neither an empty prompt nor an empty reply
 });
 
+test("questions that got no answer are read with the next one", () => {
+    const chat = newChat({ system: "Be brief." });
+    const q1 = addMessage(chat, null, { role: "user", content: "one?" });
+    const stopped = addMessage(chat, q1.id, { role: "assistant", content: "", state: "stopped" });
+    const q2 = addMessage(chat, stopped.id, { role: "user", content: "two?" });
+    const failed = addMessage(chat, q2.id, { role: "assistant", content: "", state: "error" });
+    const q3 = addMessage(chat, failed.id, { role: "user", content: "three?" });
+    assert.deepEqual(turns(chat, q3.id), [
+        { role: "system", content: "Be brief." },
+        { role: "user", content: "one?\n\ntwo?\n\nthree?" },
+    ]);
+    assert.deepEqual(said(chat), ["one?", "", "two?", "", "three?"]); // the chat itself keeps them apart
+});
+
 test("what two tabs wrote is all there", () => {
     const { chat, again } = example();
     chat.revision = 3;

@@ -100,12 +100,12 @@ test("what a model tells later is shown, but not of one that is gone", async () 
 
 test("weights are shown until they are there, with their own speed, whatever comes between", () => {
     const stages = new LoadingStages();
-    stages.add({ stage: "plan", done: 1, total: 1 }, 0);
+    stages.add({ stage: "plan", done: 1, total: 1, cached: 0 }, 0);
     assert.equal(stages.shown?.stage, "plan");
     const shown = [];
     for (let i = 0; i <= 10; i++) {
         stages.add({ stage: "weights", done: i * 100, total: 1000, cached: 0 }, i);
-        stages.add({ stage: "shaders", done: i, total: 20 }, i + 0.01);
+        stages.add({ stage: "shaders", done: i, total: 20, cached: 0 }, i + 0.01);
         shown.push(stages.shown);
     }
     assert.deepEqual(
@@ -113,10 +113,10 @@ test("weights are shown until they are there, with their own speed, whatever com
         [...Array(10).fill("weights"), "shaders"],
     );
     assert.equal(shown[9]?.speed, 100);
-    stages.add({ stage: "shaders", done: 20, total: 20 }, 12);
+    stages.add({ stage: "shaders", done: 20, total: 20, cached: 0 }, 12);
     assert.equal(stages.shown?.stage, "shaders");
-    stages.add({ stage: "plan", done: 0, total: 1 }, 13); // once more, with less context
+    stages.add({ stage: "plan", done: 0, total: 1, cached: 0 }, 13); // once more, with less context
     assert.equal(stages.shown?.stage, "plan");
-    stages.add({ stage: "weights", done: 0, total: 1000 }, 14);
+    stages.add({ stage: "weights", done: 0, total: 1000, cached: 0 }, 14);
     assert.deepEqual([stages.shown?.stage, stages.shown?.speed], ["weights", null]);
 });

@@ -4,7 +4,7 @@ import test from "node:test";
 import { ModelError } from "../../../wgllm/web/errors.js";
 import { words } from "../../../wgllm/web/page/panel.js";
 import { Reply, waitingFor } from "../../../wgllm/web/page/reply.js";
-import { defaults, Kept, parsed, Settings } from "../../../wgllm/web/page/settings.js";
+import { defaults, Kept, parsed, rangeOf, Settings } from "../../../wgllm/web/page/settings.js";
 import { endsModel, explain, faultOf, REMEDIES } from "../../../wgllm/web/page/troubles.js";
 import { Reading, requestOf, ServerModel } from "../../../wgllm/web/server_model.js";
 
@@ -174,6 +174,10 @@ test("settings keep only what differs, and nothing that is out of range", () => 
         seed: 7,
         maxTokens: null,
     });
+    settings.useDefaults({ ...SAMPLING, topK: 0 });
+    assert.deepEqual([settings.shown("topK", "gpu"), settings.shown("topK", "server")], [128, 0]);
+    settings.set("topK", 500); // what was chosen is shown as it is
+    assert.equal(settings.shown("topK", "gpu"), 500);
     map.set("wgllm.sampling", "{");
     assert.equal(new Settings(new Kept(storage)).sampling.seed, null);
     assert.equal(new Settings(new Kept(null)).theme, "auto");
@@ -185,9 +189,30 @@ test("what is typed is a number of the range, or refused", () => {
         [0.7, 1, undefined, undefined, undefined, undefined, undefined],
     );
     assert.deepEqual(
-        ["", "3", "3.5", "0"].map((typed) => parsed("maxTokens", typed)),
-        [null, 3, undefined, undefined],
+        ["", "3", "3.5", "0", "1,000", "0x10", "1e3", "+5"].map((typed) => parsed("maxTokens", typed)),
+        [null, 3, ...Array(6).fill(undefined)],
     );
+    // One that some write for a thousand and others for one.
+    assert.deepEqual(
+        ["1,000", "1.234", "0,950", ".5", "2,", "0x1", "Infinity", "1e-7"].map((typed) =>
+            parsed("temperature", typed),
+        ),
+        [undefined, 1.234, 0.95, 0.5, 2, undefined, undefined, 1e-7],
+    );
+    assert.deepEqual(
+        ["0", "128", "129", "1000"].map((typed) => [
+            parsed("topK", typed, "gpu"),
+            parsed("topK", typed, "server"),
+        ]),
+        [
+            [undefined, 0],
+            [128, 128],
+            [undefined, 129],
+            [undefined, 1000],
+        ],
+    );
+    assert.deepEqual(rangeOf("topK", "gpu").max, 128);
+    assert.deepEqual(rangeOf("topK", "server").max, 1000); // whatever the card's is
 });
 
 test("how loading goes, in words", () => {

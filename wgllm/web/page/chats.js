@@ -1,14 +1,16 @@
 /** The conversations: what is open, what is asked, what is generated, what is kept. */
 
-import { byId, copyText } from "./dom.js";
+import * as address from "./address.js";
+import { copyText, eachFrame } from "./dom.js";
 import { showFigures } from "./figures.js";
 import { tellEnd } from "./endings.js";
 import { Keeper } from "./keeper.js";
+import { onLast } from "./last.js";
 import { toast } from "./notices.js";
 import { Reply } from "./reply.js";
-import { judge, tab } from "./tabs.js";
+import { tab, Watch } from "./tabs.js";
 import { oneLine, visible } from "./text.js";
-import { addMessage, branch, childrenOf, markInterrupted, merged, newChat, show, turns } from "./tree.js";
+import { addMessage, childrenOf, merged, newChat, show, turns } from "./tree.js";
 
 /**
  * @typedef {import("./tree.js").Chat} Chat
@@ -26,15 +28,17 @@ export class Chats {
     /** @type {{reply: Reply, chat: Chat, done: Promise<void>} | null} */ #running = null;
     #parts;
     #keeper;
-    #drawing = false;
+    #refreshSoon = eachFrame(() => this.refresh());
+    #watch = new Watch((id) => void this.#reread(id));
 
     /** @param {Parts} parts */
     constructor(parts) {
         this.#parts = parts;
         this.#keeper = new Keeper(parts.store, (summaries) => parts.side.show({ summaries }));
-        this.chat = newChat({ system: parts.settings.system });
+        this.chat = this.#new();
         parts.store.onChange = (id) => void this.#reread(id);
-        window.addEventListener("hashchange", () => void this.#openNamed());
+        address.listen((id) => id !== this.chat.id && void this.#openNamed(id));
+        window.addEventListener("beforeunload", (event) => this.busy && event.preventDefault());
     }
 
     get busy() {
@@ -44,45 +48,48 @@ export class Chats {
     /** Opens the chat that the address names, if there is one. */
     async start() {
         await this.#keeper.list();
-        await this.#openNamed();
+        await this.#openNamed(address.named());
     }
 
+    /** Opens a new chat, unless the open one is new. */
     create() {
-        this.#enter(newChat({ system: this.#parts.settings.system }));
+        if (this.chat.revision > 0 || this.chat.leaf !== null) {
+            this.#enter(this.#new(), { step: true });
+        }
         this.#parts.composer.focus();
     }
 
-    /** @param {string} id */
-    async open(id) {
+    /** @param {string} id @param {{step?: boolean}} [options] `step`: the browser's Back undoes it. */
+    async open(id, { step = true } = {}) {
         const running = this.#running?.chat;
-        const chat = running?.id === id ? running : await this.#parts.store.get(id);
+        const chat = running?.id === id ? running : await this.#keeper.read(id);
         if (chat === null) {
             return false;
         }
-        if (chat !== running && markInterrupted(chat, await judge())) {
-            await this.#save(chat);
-        }
-        this.#enter(chat);
-        this.#parts.composer.focus();
+        this.#enter(chat, { step });
         return true;
     }
 
     /** Asks, in the chat that is open. @param {string} text @returns {boolean} Whether it was asked. */
     send(text) {
-        if (!this.#mayAsk()) {
-            return false;
+        return this.#ask(this.chat.leaf, text);
+    }
+
+    /** Asks something else in the place of a message. @param {Message} message @param {string} text @returns {boolean} Whether it was asked. */
+    edit(message, text) {
+        const asked = this.#ask(message.parent, text);
+        if (asked) {
+            this.#parts.composer.focus();
         }
-        const { id } = addMessage(this.chat, this.chat.leaf, { role: "user", content: text });
-        void this.#reply(id, { jump: true });
-        return true;
+        return asked;
     }
 
     stop() {
         this.#running?.reply.stop();
     }
 
-    /** @param {import("./message_view.js").Act} act @param {Message} message @param {string} [text] */
-    async act(act, message, text = "") {
+    /** @param {import("./message_view.js").Act} act @param {Message} message */
+    async act(act, message) {
         const { chat } = this;
         const siblings = childrenOf(chat, message.parent).map(({ id }) => id);
         const at = siblings.indexOf(message.id);
@@ -96,12 +103,6 @@ export class Chats {
             case "next":
                 this.#turnTo(siblings[at + (act === "next" ? 1 : -1)]);
                 return;
-            case "edit":
-                if (this.#mayAsk()) {
-                    const { id } = addMessage(chat, message.parent, { role: "user", content: text });
-                    await this.#reply(id, { jump: true });
-                }
-                return;
             case "new-chat":
                 return this.create();
             case "key":
@@ -114,23 +115,15 @@ export class Chats {
                 }
                 break;
         }
-        if (this.#mayAsk()) {
-            await this.#reply(message.parent, { jump: false });
+        // Meanwhile another chat may have been opened.
+        if (chat === this.chat && this.#mayAsk()) {
+            await this.#reply(chat, message.parent, { jump: false });
         }
     }
 
-    /** What keys do to the last messages. @param {"again" | "editLast" | "copyLast" | "previous" | "next"} command */
+    /** What keys do to the last messages. @param {import("./last.js").Command} command */
     command(command) {
-        const path = branch(this.chat);
-        const asked = path.findLast(({ role }) => role === "user");
-        const said = path.findLast(({ role }) => role === "assistant");
-        if (command === "editLast" && asked) {
-            this.#parts.log.view(asked.id)?.edit();
-        } else if (command === "copyLast" && said) {
-            void this.act("copy", said).then(() => toast("Copied the last reply."));
-        } else if (command !== "editLast" && command !== "copyLast" && said) {
-            void this.act(command, said);
-        }
+        onLast(command, this.chat, this.#parts.log, (act, message) => this.act(act, message));
     }
 
     /** @param {string} text Of the chat that is open. */
@@ -164,7 +157,7 @@ export class Chats {
         await this.#parts.store.remove(id);
         const wasOpen = this.chat.id === id;
         if (wasOpen) {
-            this.create();
+            this.#enter(this.#new());
         }
         await this.#keeper.list();
         toast(`Deleted “${oneLine(chat.title, 30) || "New chat"}”`, {
@@ -173,7 +166,7 @@ export class Chats {
                 chat.revision = 0;
                 await this.#save(chat);
                 if (wasOpen && this.chat.leaf === null) {
-                    await this.open(id);
+                    await this.open(id, { step: false });
                 }
             },
         });
@@ -199,10 +192,7 @@ export class Chats {
                 this.#running.chat === this.chat
                     ? "Stop the reply that is being written first."
                     : "A reply is still being written in another chat.",
-                {
-                    label: "Stop it",
-                    act: () => this.stop(),
-                },
+                { label: "Stop it", act: () => this.stop() },
             );
             return false;
         }
@@ -213,9 +203,19 @@ export class Chats {
         return true;
     }
 
-    /** @param {string | null} parent The message to answer. @param {{jump: boolean}} how */
-    async #reply(parent, { jump }) {
-        const { chat } = this;
+    /** @param {string | null} parent @param {string} text */
+    #ask(parent, text) {
+        if (!this.#mayAsk()) {
+            return false;
+        }
+        const { id } = addMessage(this.chat, parent, { role: "user", content: text });
+        this.#parts.composer.belong(this.chat.id);
+        void this.#reply(this.chat, id, { jump: true });
+        return true;
+    }
+
+    /** @param {Chat} chat The open one. @param {string | null} parent The message to answer. @param {{jump: boolean}} how */
+    async #reply(chat, parent, { jump }) {
         const { side, composer, settings } = this.#parts;
         const compute = /** @type {import("./compute.js").Compute} */ (this.#parts.compute());
         const messages = turns(chat, parent);
@@ -262,13 +262,7 @@ export class Chats {
         if (chat === this.chat) {
             this.#parts.log.update(reply.message, reply.message.state === "partial" ? reply.live : null);
         }
-        if (!this.#drawing) {
-            this.#drawing = true;
-            requestAnimationFrame(() => {
-                this.#drawing = false;
-                this.refresh();
-            });
-        }
+        this.#refreshSoon();
     }
 
     /** @param {string | undefined} id Of a message. */
@@ -280,51 +274,54 @@ export class Chats {
         }
     }
 
-    /** @param {Chat} chat */
-    #enter(chat) {
+    #new() {
+        return newChat({ system: this.#parts.settings.system });
+    }
+
+    /** @param {Chat} chat @param {{step?: boolean}} [options] */
+    #enter(chat, options) {
+        const isNew = chat.revision === 0 && chat.leaf === null;
         this.chat = chat;
-        history.replaceState(
-            null,
-            "",
-            chat.revision > 0 ? `#${chat.id}` : location.pathname + location.search,
-        );
-        this.#parts.composer.enter(chat.id);
+        address.name(chat.revision > 0 ? chat.id : "", options);
+        this.#parts.composer.enter(isNew ? "" : chat.id);
         this.#showChat({ jump: true });
         this.#parts.side.show({ open: chat.id });
+        this.#watch.over(chat);
+        this.#parts.composer.focus();
     }
 
     /** @param {{jump?: boolean}} [how] */
     #showChat(how) {
         const { messages, leaf } = this.chat;
         this.#parts.onShow({ empty: leaf === null, told: messages[leaf ?? ""]?.state === "error" });
-        this.#parts.log.show(this.chat, how);
-        if (this.#running?.chat === this.chat) {
-            this.#parts.log.update(this.#running.reply.message, this.#running.reply.live);
-        }
+        const running = this.#running?.chat === this.chat ? this.#running.reply : null;
+        this.#parts.log.show(this.chat, { ...how, running });
         this.#showTitle();
         this.refresh();
     }
 
     #showTitle() {
-        const title = visible(this.chat.title) || "New chat";
-        byId("title").textContent = title;
-        document.title = `${title} · wgllm`;
+        address.title(visible(this.chat.title) || "New chat");
     }
 
-    async #openNamed() {
-        const id = location.hash.slice(1);
-        if (id !== this.chat.id && (id === "" || !(await this.open(id)))) {
-            this.create();
+    /** @param {string} id Empty: none is named. */
+    async #openNamed(id) {
+        if (id !== "" && (await this.open(id, { step: false }))) {
+            return;
         }
+        if (id !== "") {
+            toast("The chat of this address is not kept in this browser.");
+        }
+        this.#enter(this.#new());
     }
 
-    /** Another tab has written or deleted a chat. @param {string} id */
+    /** Another tab has written or deleted a chat, or is gone. @param {string} id */
     async #reread(id) {
         await this.#keeper.list();
         if (id !== this.chat.id || this.#running?.chat === this.chat) {
             return;
         }
-        const stored = await this.#parts.store.get(id);
+        const stored = await this.#keeper.read(id);
         if (stored !== null && this.chat.id === id && stored.revision > this.chat.revision) {
             Object.assign(this.chat, merged(stored, this.chat));
             if (this.chat.leaf !== null) {
@@ -332,6 +329,7 @@ export class Chats {
             }
             this.#showChat();
         }
+        this.#watch.over(this.chat);
     }
 
     /** @param {string} id */
@@ -346,8 +344,8 @@ export class Chats {
     /** @param {Chat} chat */
     async #save(chat) {
         const kept = await this.#keeper.save(chat);
-        if (kept && chat === this.chat && location.hash !== `#${chat.id}`) {
-            history.replaceState(null, "", `#${chat.id}`);
+        if (kept && chat === this.chat) {
+            address.name(chat.id);
         }
     }
 }

@@ -1,17 +1,25 @@
 /** Where one writes. */
 
-import { byId } from "./dom.js";
+import { byId, focusField } from "./dom.js";
+
+/** Under this name what was begun is kept until the tab closes. */
+const KEPT = "drafts";
 
 export class Composer {
     #input = byId("input");
     #send = byId("send");
     #stop = byId("stop");
     #busy = false;
-    #drafts = new Map();
+    /** @type {Map<string, string>} What was begun, by the chat's id; that of a new one is empty. */ #drafts;
     #chat = "";
 
-    /** @param {{onSend: (text: string) => boolean, onStop: () => void, onEditLast: () => void}} handlers `onSend`: whether it was taken. */
-    constructor({ onSend, onStop, onEditLast }) {
+    /**
+     * @param {import("./settings.js").Kept} session
+     * @param {{onSend: (text: string) => boolean, onStop: () => void, onEditLast: () => void}} handlers `onSend`: whether it was taken.
+     */
+    constructor(session, { onSend, onStop, onEditLast }) {
+        this.#drafts = draftsOf(session.get(KEPT));
+        this.#input.value ||= this.#drafts.get("") ?? "";
         const send = () => {
             const text = this.#input.value.trim();
             if (text !== "" && !this.#busy && onSend(text)) {
@@ -22,6 +30,10 @@ export class Composer {
         byId("composer").addEventListener("submit", (/** @type {Event} */ event) => {
             event.preventDefault();
             send();
+        });
+        byId("skip").addEventListener("click", (/** @type {Event} */ event) => {
+            event.preventDefault(); // its fragment would take the place of the chat's name
+            this.#input.focus();
         });
         this.#stop.addEventListener("click", onStop);
         this.#input.addEventListener("input", () => this.#changed());
@@ -35,25 +47,41 @@ export class Composer {
                 onEditLast();
             }
         });
+        const keep = () => {
+            this.#note();
+            session.set(KEPT, this.#drafts.size > 0 ? JSON.stringify(Array.from(this.#drafts)) : null);
+        };
+        window.addEventListener("pagehide", keep);
+        // Of a page in the background there may be no other word.
+        document.addEventListener("visibilitychange", () => document.hidden && keep());
+        this.#changed();
     }
 
-    /** Keeps what was begun in one chat, and shows what was begun in another. @param {string} id */
+    /** Keeps what was begun in one chat, and shows what was begun in another. @param {string} id Empty: a new one. */
     enter(id) {
-        this.#drafts.set(this.#chat, this.#input.value);
+        if (id !== this.#chat) {
+            this.#note();
+            this.#chat = id;
+            this.#input.value = this.#drafts.get(id) ?? "";
+            this.#changed();
+        }
+    }
+
+    /** The chat that is written in has got a name. @param {string} id */
+    belong(id) {
+        this.#drafts.delete(this.#chat);
         this.#chat = id;
-        this.#input.value = this.#drafts.get(id) ?? "";
-        this.#changed();
     }
 
     /** @param {boolean} busy A reply is generated. */
     setBusy(busy) {
-        // Who pressed one of the two buttons finds the focus on the other.
+        // Who pressed one of the two buttons finds the focus beside it.
         const focused = document.activeElement === this.#send || document.activeElement === this.#stop;
         this.#busy = busy;
         this.#send.hidden = busy;
         this.#stop.hidden = !busy;
         if (focused) {
-            this.#input.focus();
+            this.focus();
         }
         this.#changed();
     }
@@ -63,10 +91,15 @@ export class Composer {
         this.#input.placeholder = `Message ${name}`;
     }
 
-    /** Where keys are at hand; elsewhere a focus would bring up a keyboard over half the screen. */
     focus() {
-        if (!matchMedia("(pointer: coarse)").matches) {
-            this.#input.focus();
+        focusField(this.#input);
+    }
+
+    #note() {
+        if (this.#input.value.trim() === "") {
+            this.#drafts.delete(this.#chat);
+        } else {
+            this.#drafts.set(this.#chat, this.#input.value);
         }
     }
 
@@ -76,5 +109,14 @@ export class Composer {
             this.#input.style.height = "auto";
             this.#input.style.height = `${this.#input.scrollHeight}px`;
         }
+    }
+}
+
+/** @param {string | null} kept @returns {Map<string, string>} */
+function draftsOf(kept) {
+    try {
+        return new Map(JSON.parse(kept ?? "[]"));
+    } catch {
+        return new Map(); // somebody else's: as if there were none
     }
 }

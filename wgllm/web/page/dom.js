@@ -72,7 +72,80 @@ export function openDialog(dialog) {
             dialog.close();
         }
     };
+    // The browser gives the focus back to where it was, if that is still there.
+    dialog.onclose = () => isLost() && focusField(byId("input"));
     dialog.showModal();
+}
+
+/** Focuses a field where keys are at hand; elsewhere that would bring up a keyboard over half the screen. @param {HTMLElement} field */
+export function focusField(field) {
+    if (!matchMedia("(pointer: coarse)").matches) {
+        field.focus();
+    }
+}
+
+/** Whether keys go nowhere: what had the focus is gone, or is not to be seen. */
+function isLost() {
+    const held = document.activeElement;
+    return held === null || held === document.body || !held.checkVisibility({ visibilityProperty: true });
+}
+
+/**
+ * Changes what is in an element, and focuses a button of the same name where the one that had the focus is gone.
+ * @param {HTMLElement} box
+ * @param {() => void} change
+ * @param {() => void} [elsewhere] What is done where there is none.
+ */
+export function keepFocus(box, change, elsewhere = () => focusField(byId("input"))) {
+    const held = box.contains(document.activeElement) ? document.activeElement : null;
+    change();
+    if (held !== null && isLost()) {
+        /** @type {NodeListOf<HTMLElement>} */
+        const buttons = box.querySelectorAll("button:enabled");
+        Array.from(buttons)
+            .find((button) => nameOf(button) === nameOf(held))
+            ?.focus();
+        if (isLost()) {
+            elsewhere();
+        }
+    }
+}
+
+/** @param {Element} button */
+function nameOf(button) {
+    return button.ariaLabel ?? button.textContent;
+}
+
+/** Makes these the children of an element; those that are in their place already are not touched. @param {Element} parent @param {Node[]} nodes */
+export function place(parent, nodes) {
+    const wanted = new Set(nodes);
+    for (const child of Array.from(parent.childNodes)) {
+        if (!wanted.has(child)) {
+            child.remove();
+        }
+    }
+    let next = parent.firstChild;
+    for (const node of nodes) {
+        if (node === next) {
+            next = next.nextSibling;
+        } else {
+            parent.insertBefore(node, next);
+        }
+    }
+}
+
+/** Calls it with the next frame, however often it is asked for until then. @param {() => void} act @returns {() => void} */
+export function eachFrame(act) {
+    let waits = false;
+    return () => {
+        if (!waits) {
+            waits = true;
+            requestAnimationFrame(() => {
+                waits = false;
+                act();
+            });
+        }
+    };
 }
 
 /** A bar that is `share` full. @param {HTMLElement} bar @param {number} share */

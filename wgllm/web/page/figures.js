@@ -2,7 +2,6 @@
 
 import { byId, fillBar } from "./dom.js";
 import { count, duration, rate } from "./format.js";
-import { waitingFor } from "./reply.js";
 import { branch } from "./tree.js";
 
 /** @typedef {import("./tree.js").Chat} Chat @typedef {import("./reply.js").Live} Live */
@@ -17,7 +16,9 @@ const NEARLY = 0.85;
  */
 export function showFigures(chat, live, contextSize) {
     const last = branch(chat).findLast(({ stats }) => stats && stats.contextUsed > 0);
-    byId("figures").textContent = live === null ? "" : speedOf(live);
+    // What it does before there is text stands where the text will be.
+    const speaks = live !== null && live.stage === "" && live.firstSeconds !== null;
+    byId("figures").textContent = speaks ? speedOf(live) : "";
     // Of a prompt only what is not known from before may be read anew.
     const base = Math.max(live?.contextUsed ?? 0, last?.stats?.contextUsed ?? 0);
     const used = base + (live?.tokens ?? 0);
@@ -40,14 +41,11 @@ export function showFigures(chat, live, contextSize) {
 }
 
 /** @param {Live} live */
-function speedOf(live) {
-    if (live.stage !== "" || live.firstSeconds === null) {
-        return waitingFor(live);
-    }
+function speedOf({ rate: speed, tokens, firstSeconds }) {
     const parts = [
-        live.rate === null ? "" : rate(live.rate),
-        `${count(live.tokens)} tokens`,
-        `first after ${duration(live.firstSeconds)}`,
+        speed === null ? "" : rate(speed),
+        `${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`,
+        `first after ${duration(firstSeconds ?? 0)}`,
     ];
     return parts.filter((part) => part).join(" · ");
 }

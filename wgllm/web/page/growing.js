@@ -1,6 +1,6 @@
-/** A text that grows, as Markdown: of what is shown only the last block is made again. */
+/** A text that grows, as Markdown: of what is shown only the last block is made again, of a list or table the last part. */
 
-import { blocks, nodes } from "./markdown.js";
+import { blocks, listItem, nodes, tableRow } from "./markdown.js";
 import { visible } from "./text.js";
 
 /** @typedef {import("./markdown.js").Token} Token */
@@ -103,18 +103,78 @@ export class GrowingMarkdown {
 }
 
 /**
- * Code grows in its text node, so that what is selected or scrolled in it stays so.
+ * Whether the block could be made to show more without being made again, so that what is selected or scrolled in it
+ * stays so, and a long one takes no longer than a short one.
  * @param {{token: Token, made: Node[]}} old
  * @param {Token} token
  */
-function grewInPlace(old, token) {
-    if (old.token.type !== "code" || token.type !== "code" || old.token.lang !== token.lang) {
+function grewInPlace({ token: old, made }, token) {
+    const block = made[0];
+    if (!(block instanceof HTMLElement)) {
         return false;
     }
-    const text = /** @type {HTMLElement} */ (old.made[0]).querySelector("code")?.firstChild;
-    if (!(text instanceof Text) || !token.text.startsWith(text.data)) {
+    if (old.type === "code" && token.type === "code" && old.lang === token.lang) {
+        return codeGrew(block, token.text);
+    }
+    if (old.type === "list" && token.type === "list" && sameList(old, token)) {
+        const same = differsAt(old.items, token.items, (a, b) => a.raw === b.raw);
+        replaceFrom(
+            block,
+            same,
+            token.items.slice(same).map((/** @type {Token} */ item) => listItem(item)),
+        );
+        return true;
+    }
+    const body = block.querySelector("tbody");
+    if (old.type === "table" && token.type === "table" && body && headOf(old) === headOf(token)) {
+        const same = differsAt(old.rows, token.rows, (a, b) =>
+            a.every((/** @type {Token} */ cell, /** @type {number} */ i) => cell.text === b[i].text),
+        );
+        replaceFrom(
+            body,
+            same,
+            token.rows.slice(same).map((/** @type {Token[]} */ cells) => tableRow("td", cells)),
+        );
+        return true;
+    }
+    return false;
+}
+
+/** @param {HTMLElement} block @param {string} code */
+function codeGrew(block, code) {
+    const text = block.querySelector("code")?.firstChild;
+    if (!(text instanceof Text) || !code.startsWith(text.data)) {
         return false;
     }
-    text.appendData(token.text.slice(text.data.length));
+    text.appendData(code.slice(text.data.length));
     return true;
+}
+
+/** Whether the items of both are shown the same way. @param {Token} a @param {Token} b */
+function sameList(a, b) {
+    return a.ordered === b.ordered && a.start === b.start && a.loose === b.loose;
+}
+
+/** Its first lines: the header, and how columns stand. @param {Token} table */
+function headOf({ raw }) {
+    return raw.split("\n", 2).join("\n");
+}
+
+/**
+ * Where the second list goes on otherwise than the first.
+ * @param {any[]} a
+ * @param {any[]} b
+ * @param {(a: any, b: any) => boolean} isSame
+ */
+function differsAt(a, b, isSame) {
+    const at = b.findIndex((each, i) => i >= a.length || !isSame(a[i], each));
+    return at < 0 ? b.length : at;
+}
+
+/** @param {Element} parent @param {number} at @param {Node[]} children */
+function replaceFrom(parent, at, children) {
+    while (parent.children.length > at) {
+        parent.lastElementChild?.remove();
+    }
+    parent.append(...children);
 }

@@ -15,28 +15,34 @@ const REST = 4;
 export class LogView {
     /** @type {Map<string, {view: MessageView, key: string}>} In the order of the branch. */ #views =
         new Map();
+    /** @type {Map<string, string>} What was begun in messages that are not shown now. */ #drafts = new Map();
     #log = byId("log");
     #scroller = byId("scroller");
     #toBottom = byId("to-bottom");
-    #onAct;
+    #handlers;
     #following = true;
     #lastTop = 0;
     /** @type {Map<string, import("./reply.js").Live | null>} What must be drawn again. */ #changed =
         new Map();
     #scheduled = false;
 
-    /** @param {import("./message_view.js").OnAct} onAct */
-    constructor(onAct) {
-        this.#onAct = onAct;
+    /** @param {import("./message_view.js").Handlers} handlers */
+    constructor(handlers) {
+        this.#handlers = handlers;
         this.#scroller.addEventListener("scroll", () => this.#look(), { passive: true });
         this.#toBottom.addEventListener("click", () => this.toBottom());
         this.#log.addEventListener("click", (/** @type {Event} */ event) => void copyCode(event.target));
         new ResizeObserver(() => this.#follow()).observe(this.#scroller);
     }
 
-    /** Shows the chat's branch; what is shown already stays. @param {Chat} chat @param {{jump?: boolean}} [options] */
-    show(chat, { jump = false } = {}) {
+    /**
+     * Shows the chat's branch; what is shown already stays.
+     * @param {Chat} chat
+     * @param {{jump?: boolean, running?: import("./reply.js").Reply | null}} [options] `running`: what is generated in it.
+     */
+    show(chat, { jump = false, running = null } = {}) {
         const path = branch(chat);
+        const held = this.#held();
         /** @type {Map<string, {view: MessageView, key: string}>} */
         const views = new Map();
         for (const message of path) {
@@ -44,8 +50,16 @@ export class LogView {
             const place = { index: siblings.findIndex(({ id }) => id === message.id), of: siblings.length };
             const key = `${place.index}/${place.of} ${message.state} ${message.version}`;
             const old = this.#views.get(message.id);
-            const kept = old?.key === key && old.view.message === message;
-            views.set(message.id, kept ? old : { key, view: new MessageView(message, place, this.#onAct) });
+            const view = old?.view ?? this.#made(message);
+            if (old?.key !== key || view.message !== message) {
+                view.show(message, place, running?.message.id === message.id ? running.live : null);
+            }
+            views.set(message.id, { key, view });
+        }
+        for (const [id, { view }] of this.#views) {
+            if (!views.has(id) && view.draft !== null) {
+                this.#drafts.set(id, view.draft);
+            }
         }
         this.#views = views;
         const elements = Array.from(views.values(), ({ view }) => view.element);
@@ -56,11 +70,34 @@ export class LogView {
             .slice(from)
             .forEach((/** @type {any} */ element) => elements.includes(element) || element.remove());
         this.#log.append(...elements.slice(from));
+        if (held !== null && document.activeElement === document.body && elements.length > 0) {
+            const id = elements[Math.min(held.at, elements.length - 1)].dataset.id;
+            this.view(id ?? "")?.focus(held.name);
+        }
         if (jump) {
             this.toBottom();
         } else {
             this.#follow();
         }
+    }
+
+    /** @param {Message} message */
+    #made(message) {
+        const view = new MessageView(message, this.#handlers);
+        const draft = this.#drafts.get(message.id);
+        if (draft !== undefined) {
+            this.#drafts.delete(message.id);
+            view.edit(draft);
+        }
+        return view;
+    }
+
+    /** The button that has the focus, and of which message. */
+    #held() {
+        const focused = document.activeElement;
+        const message = focused?.closest(".message") ?? null;
+        const at = Array.from(this.#log.children).indexOf(/** @type {any} */ (message));
+        return at < 0 ? null : { at, name: focused?.ariaLabel ?? "" };
     }
 
     /** Draws a message with the next frame. @param {Message} message @param {import("./reply.js").Live | null} live */

@@ -98,10 +98,13 @@ function list(token, depth) {
     if (token.ordered && Number.isSafeInteger(token.start) && token.start !== 1) {
         /** @type {HTMLOListElement} */ (made).start = Math.min(token.start, 999_999_999);
     }
-    for (const item of token.items) {
-        made.append(withClass(element("li", ...children(item, depth + 1)), item.task ? "task" : ""));
-    }
+    made.append(...token.items.map((/** @type {Token} */ item) => listItem(item, depth)));
     return made;
+}
+
+/** @param {Token} item Of a list. @param {number} [depth] The list's. */
+export function listItem(item, depth = 0) {
+    return withClass(element("li", ...children(item, depth + 1)), item.task ? "task" : "");
 }
 
 /** @param {boolean} checked */
@@ -114,17 +117,28 @@ function checkbox(checked) {
     return box;
 }
 
+/** A cell below the header whose text is no longer is not broken into lines. */
+const SHORT = 20;
+
+/** @param {string} name @param {Token[]} cells Of a table. @param {number} [depth] The table's. */
+export function tableRow(name, cells, depth = 0) {
+    const made = cells.map((cell) => {
+        const classes = [
+            cell.align ? `to-${cell.align}` : "",
+            name === "td" && cell.text.length <= SHORT ? "short" : "",
+        ];
+        return withClass(
+            element(name, ...children(cell, depth + 1)),
+            classes.filter((each) => each).join(" "),
+        );
+    });
+    return element("tr", ...made);
+}
+
 /** @param {Token} token @param {number} depth */
 function table(token, depth) {
-    /** @param {string} name @param {Token} cell */
-    const cellOf = (name, cell) => {
-        const made = element(name, ...children(cell, depth + 1));
-        return withClass(made, cell.align ? `to-${cell.align}` : "");
-    };
-    const head = element("tr", ...token.header.map((/** @type {Token} */ cell) => cellOf("th", cell)));
-    const rows = token.rows.map((/** @type {Token[]} */ row) =>
-        element("tr", ...row.map((cell) => cellOf("td", cell))),
-    );
+    const head = tableRow("th", token.header, depth);
+    const rows = token.rows.map((/** @type {Token[]} */ cells) => tableRow("td", cells, depth));
     const frame = withClass(
         element("div", element("table", element("thead", head), element("tbody", ...rows))),
         "wide",

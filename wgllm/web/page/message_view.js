@@ -10,8 +10,10 @@ import { explain, REMEDIES } from "./troubles.js";
 /**
  * @typedef {import("./tree.js").Message} Message
  * @typedef {import("./reply.js").Live} Live
- * @typedef {"copy" | "edit" | "again" | "previous" | "next" | "server" | "gpu" | "retry" | "key" | "new-chat"} Act
- * @typedef {(act: Act, message: Message, text?: string) => void} OnAct `text`: what a message was edited to.
+ * @typedef {"copy" | "again" | "previous" | "next" | "server" | "gpu" | "retry" | "key" | "new-chat"} Act
+ * @typedef {{act: (act: Act, message: Message) => void, edit: (message: Message, text: string) => boolean}} Handlers
+ *     `edit`: asks something else instead; gives whether that was taken.
+ * @typedef {{index: number, of: number}} Place Among those that answer the same.
  */
 
 /** @type {Record<string, string>} */
@@ -20,21 +22,21 @@ const NAMES = { user: "You", assistant: "Reply", system: "System", tool: "Tool" 
 export class MessageView {
     message;
     /** @type {HTMLElement} */ element;
-    #onAct;
+    #handlers;
     #said;
     #markdown;
     /** @type {{details: any, markdown: GrowingMarkdown, summary: HTMLElement} | null} */ #thought = null;
     #after = make("div", { className: "after" });
     #foot = make("div", { className: "foot" });
+    #back = iconButton("left", "Previous version", () => this.#handlers.act("previous", this.message));
+    #on = iconButton("right", "Next version", () => this.#handlers.act("next", this.message));
+    #branches = make("span", { className: "branches", role: "group" }, this.#back, make("span"), this.#on);
+    /** @type {HTMLTextAreaElement | null} */ #field = null;
 
-    /**
-     * @param {Message} message
-     * @param {{index: number, of: number}} place Among those that answer the same.
-     * @param {OnAct} onAct
-     */
-    constructor(message, place, onAct) {
+    /** @param {Message} message @param {Handlers} handlers */
+    constructor(message, handlers) {
         this.message = message;
-        this.#onAct = onAct;
+        this.#handlers = handlers;
         this.#said = make("div", { className: message.role === "assistant" ? "said" : "body" });
         this.#markdown = message.role === "assistant" ? new GrowingMarkdown(this.#said) : null;
         this.element = make(
@@ -48,8 +50,40 @@ export class MessageView {
             this.#after,
             this.#foot,
         );
-        this.#fillFoot(place);
-        this.update(null);
+        this.#fillFoot();
+    }
+
+    /** Shows the message as it is now. @param {Message} message @param {Place} place @param {Live | null} live While it is generated. */
+    show(message, { index, of }, live) {
+        this.message = message;
+        if (of > 1) {
+            this.#foot.prepend(this.#branches);
+        } else {
+            this.#branches.remove();
+        }
+        this.#branches.ariaLabel = `Version ${index + 1} of ${of}`;
+        this.#branches.children[1].textContent = `${index + 1}/${of}`;
+        this.#back.disabled = index === 0;
+        this.#on.disabled = index === of - 1;
+        this.update(live);
+    }
+
+    /** What stands in its field while it is edited. @returns {string | null} */
+    get draft() {
+        return this.#field?.value ?? null;
+    }
+
+    /** Gives the focus to a button, by its name; where it has none of it, to the message. @param {string} name */
+    focus(name) {
+        /** @type {NodeListOf<HTMLButtonElement>} */
+        const all = this.#foot.querySelectorAll("button:enabled");
+        const buttons = Array.from(all).filter((each) => each.checkVisibility({ visibilityProperty: true }));
+        const same = buttons.find(({ ariaLabel }) => ariaLabel === name);
+        // At the last version, "next" is followed by "previous".
+        const turns =
+            name.endsWith(" version") && buttons.find((each) => each.parentElement === this.#branches);
+        this.element.tabIndex = -1;
+        (same ?? (turns || this.element)).focus({ preventScroll: true });
     }
 
     /** Shows what there is. @param {Live | null} live While it is generated. */
@@ -123,7 +157,7 @@ export class MessageView {
     #fault(fault) {
         const trouble = explain(fault, this.message.where === "server" ? "server" : "gpu");
         const buttons = trouble.remedies.map((remedy) =>
-            textButton(REMEDIES[remedy], "quiet", () => this.#onAct(remedy, this.message)),
+            textButton(REMEDIES[remedy], "quiet", () => this.#handlers.act(remedy, this.message)),
         );
         return make(
             "div",
@@ -134,58 +168,49 @@ export class MessageView {
         );
     }
 
-    /** @param {{index: number, of: number}} place */
-    #fillFoot({ index, of }) {
-        const { message } = this;
-        /** @param {Act} act */
-        const act = (act) => () => this.#onAct(act, message);
+    #fillFoot() {
         const copy = iconButton("copy", "Copy", () => {
-            this.#onAct("copy", message);
+            this.#handlers.act("copy", this.message);
             copy.replaceChildren(icon("check"));
             setTimeout(() => copy.replaceChildren(icon("copy")), 1500);
         });
-        if (of > 1) {
-            const back = iconButton("left", "Previous version", act("previous"));
-            const on = iconButton("right", "Next version", act("next"));
-            back.disabled = index === 0;
-            on.disabled = index === of - 1;
-            const where = make(
-                "span",
-                { "aria-label": `Version ${index + 1} of ${of}`, role: "text" },
-                `${index + 1}/${of}`,
-            );
-            this.#foot.append(make("span", { className: "branches" }, back, where, on));
-        }
         this.#foot.append(copy);
-        if (message.role === "user") {
+        if (this.message.role === "user") {
             this.#foot.append(iconButton("edit", "Edit and ask again", () => this.edit()));
-        } else if (message.role === "assistant") {
-            this.#foot.append(
-                iconButton("again", "Another reply", act("again")),
-                make("span", { className: "meta" }),
+        } else if (this.message.role === "assistant") {
+            const again = iconButton("again", "Another reply", () =>
+                this.#handlers.act("again", this.message),
             );
+            this.#foot.append(again, make("span", { className: "meta" }));
         }
     }
 
-    /** Makes the message a field, whose text is asked instead. */
-    edit() {
-        if (this.element.querySelector(".edit")) {
+    /** Makes the message a field, whose text is asked instead. @param {string} [draft] What was begun before. */
+    edit(draft) {
+        if (this.#field !== null) {
+            this.#field.focus();
             return;
         }
         const field = make("textarea", {
-            value: this.message.content,
+            value: draft ?? this.message.content,
             dir: "auto",
             "aria-label": "Edit the message",
         });
         const done = () => {
+            this.#field = null;
             form.remove();
             this.#said.hidden = this.#foot.hidden = false;
-            this.#foot.querySelector('[aria-label^="Edit"]')?.focus();
+        };
+        const cancel = () => {
+            done();
+            this.focus("Edit and ask again");
         };
         const send = () => {
-            if (field.value.trim() !== "") {
+            this.#field = null; // what is sent is no draft any more
+            if (field.value.trim() !== "" && this.#handlers.edit(this.message, field.value)) {
                 done();
-                this.#onAct("edit", this.message, field.value);
+            } else {
+                this.#field = field;
             }
         };
         const form = make(
@@ -195,23 +220,26 @@ export class MessageView {
             make(
                 "div",
                 { className: "buttons" },
-                textButton("Cancel", "quiet", done),
+                textButton("Cancel", "quiet", cancel),
                 textButton("Send", "primary", send),
             ),
         );
         field.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
             if (event.key === "Escape") {
                 event.stopPropagation();
-                done();
+                cancel();
             } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
                 event.preventDefault();
                 send();
             }
         });
+        this.#field = field;
         this.#said.hidden = this.#foot.hidden = true;
         this.#said.before(form);
-        field.focus();
-        field.setSelectionRange(field.value.length, field.value.length);
+        if (draft === undefined) {
+            field.focus();
+            field.setSelectionRange(field.value.length, field.value.length);
+        }
     }
 }
 
@@ -222,7 +250,8 @@ function figures({ stats, where }) {
     }
     const parts = [`${count(stats.generatedTokens)} ${stats.generatedTokens === 1 ? "token" : "tokens"}`];
     if (stats.decodeSeconds > 0 && stats.generatedTokens > 1) {
-        parts.unshift(rate(stats.generatedTokens / stats.decodeSeconds));
+        // The first comes from reading the prompt, before that time begins.
+        parts.unshift(rate((stats.generatedTokens - 1) / stats.decodeSeconds));
     }
     if (stats.firstSeconds !== undefined) {
         parts.push(`first after ${duration(stats.firstSeconds)}`);

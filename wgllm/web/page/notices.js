@@ -2,8 +2,9 @@
 
 import { byId, iconButton, make, textButton } from "./dom.js";
 
-/** How long a short message stays. */
+/** How long a short message stays, and one that offers to do something. */
 const SHORT_MS = 6000;
+const OFFER_MS = 12_000;
 
 /** @typedef {{label: string, act: () => void}} Action */
 
@@ -13,7 +14,8 @@ const SHORT_MS = 6000;
  * @param {Action} [action]
  */
 export function toast(text, action) {
-    const box = make("div", { role: "status" }, make("p", { dir: "auto" }, text));
+    const box = make("div", {}, make("p", { dir: "auto" }, text));
+    const lasts = action ? OFFER_MS : SHORT_MS;
     const remove = () => box.remove();
     if (action) {
         box.append(
@@ -28,33 +30,50 @@ export function toast(text, action) {
         toasts.firstElementChild.remove();
     }
     toasts.append(box);
-    let timer = setTimeout(remove, SHORT_MS);
+    let timer = setTimeout(remove, lasts);
     // Who is about to press its button has the time to.
-    box.addEventListener("pointerenter", () => clearTimeout(timer));
-    box.addEventListener("focusin", () => clearTimeout(timer));
-    box.addEventListener("pointerleave", () => (timer = setTimeout(remove, SHORT_MS)));
+    for (const begin of ["pointerenter", "focusin"]) {
+        box.addEventListener(begin, () => clearTimeout(timer));
+    }
+    for (const end of ["pointerleave", "focusout"]) {
+        box.addEventListener(end, () => {
+            clearTimeout(timer);
+            timer = setTimeout(remove, lasts);
+        });
+    }
 }
 
+/** What was told last under each name. @type {Map<string, {text: string, action: Action | undefined, box: HTMLElement}>} */
+const told = new Map();
+
 /**
- * A message that stays until it is closed, or another of this name takes its place.
+ * A message that stays until it is closed, or another of this name takes its place. The same once more changes nothing
+ * but what its button does; nor does it come back after it was closed.
  * @param {string} name
  * @param {string} text Empty: none.
  * @param {Action} [action]
  */
 export function notice(name, text, action) {
-    const notices = byId("notices");
-    notices.querySelector(`[data-name="${name}"]`)?.remove();
+    const old = told.get(name);
+    if (old?.text === text && old.action?.label === action?.label) {
+        old.action = action;
+        return;
+    }
+    old?.box.remove();
+    told.delete(name);
     if (text === "") {
         return;
     }
-    const box = make("div", { "data-name": name, role: "status" }, make("p", { dir: "auto" }, text));
+    const box = make("div", { "data-name": name }, make("p", { dir: "auto" }, text));
+    const entry = { text, action, box };
+    told.set(name, entry);
     if (action) {
-        box.append(textButton(action.label, "quiet", action.act));
+        box.append(textButton(action.label, "quiet", () => entry.action?.act()));
     }
     const close = iconButton("close", "Close this notice", () => box.remove());
     close.classList.add("icon-button");
     box.append(close);
-    notices.append(box);
+    byId("notices").append(box);
 }
 
 /** Says something to those who hear the page. @param {string} text */

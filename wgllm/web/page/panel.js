@@ -1,7 +1,8 @@
 /** How far the model is loaded, what the page asks before it fetches much, and what went wrong. */
 
-import { byId, fillBar, icon, make, textButton } from "./dom.js";
+import { byId, fillBar, icon, keepFocus, make, textButton } from "./dom.js";
 import { bytes, count, parameters, percent, timeLeft } from "./format.js";
+import { announce } from "./notices.js";
 import { visible } from "./text.js";
 import { explain, REMEDIES } from "./troubles.js";
 
@@ -29,7 +30,10 @@ export class Panel {
     place({ empty, told }) {
         this.#panel.dataset.told = String(told);
         byId("welcome").hidden = !empty;
-        (empty ? byId("welcome") : byId("dock-panel")).append(this.#panel);
+        const place = empty ? byId("welcome") : byId("dock-panel");
+        if (this.#panel.parentNode !== place) {
+            place.append(this.#panel);
+        }
     }
 
     /** @param {ModelInfo} info */
@@ -44,7 +48,9 @@ export class Panel {
         const told = facts
             .filter((fact) => fact)
             .map((fact) => make("span", { dir: "auto" }, visible(String(fact))));
-        byId("model-facts").replaceChildren(...told.flatMap((fact, i) => (i > 0 ? [" · ", fact] : [fact])));
+        byId("model-facts").replaceChildren(
+            ...told.flatMap((fact, i) => (i > 0 ? [make("i", {}, " · "), fact] : [fact])),
+        );
     }
 
     /** A failure before there was a model. @param {Fault} fault */
@@ -53,7 +59,7 @@ export class Panel {
         this.#where.dataset.phase = "failed";
         this.#panel.dataset.phase = "failed";
         byId("where-text").textContent = byId("where-short").textContent = explain(fault, "server").short;
-        this.#panel.replaceChildren(this.#trouble(fault, "server"));
+        this.#fill([this.#trouble(fault, "server")]);
     }
 
     /** @param {Compute} compute */
@@ -70,13 +76,21 @@ export class Panel {
         // A bar that is there already only grows, so that nothing is made anew with each piece.
         const drawing = `${phase} ${where}`;
         if (phase !== "loading" || drawing !== this.#drawn) {
-            this.#panel.replaceChildren(...this.#content(compute));
+            this.#fill(this.#content(compute));
+        }
+        if (phase === "ready" && drawing !== this.#drawn) {
+            announce("The model is ready.");
         }
         this.#drawn = drawing;
         this.#panel.ariaBusy = String(phase === "loading");
         if (phase === "loading") {
             this.#showProgress(progress);
         }
+    }
+
+    /** @param {Node[]} nodes */
+    #fill(nodes) {
+        keepFocus(this.#panel, () => this.#panel.replaceChildren(...nodes));
     }
 
     /** @param {Compute} compute @returns {Node[]} */

@@ -4,15 +4,15 @@
  * @import { ModelInfo, Sampling } from "../model.js"
  *
  * @typedef {keyof Sampling} Name
+ * @typedef {"gpu" | "server"} Where Replies are computed.
  */
 
 import { MOST_CANDIDATES } from "../sampling.js";
 
-/** The most candidates that a graphics card looks at. */
-export const CARD_TOP_K = MOST_CANDIDATES;
+/** @typedef {{min: number, max: number, whole: boolean}} Range */
 
-/** @type {Record<Name, {min: number, max: number, whole: boolean}>} */
-export const RANGES = {
+/** @type {Record<Name, Range>} */
+const RANGES = {
     temperature: { min: 0, max: 5, whole: false },
     topK: { min: 0, max: 1000, whole: true },
     topP: { min: 0, max: 1, whole: false },
@@ -21,8 +21,21 @@ export const RANGES = {
     maxTokens: { min: 1, max: 1_000_000, whole: true },
 };
 
+const CARD_RANGES = { ...RANGES, topK: { min: 1, max: MOST_CANDIDATES, whole: true } };
+
+/** @param {Name} name @param {Where} where @returns {Range} */
+export function rangeOf(name, where) {
+    return (where === "gpu" ? CARD_RANGES : RANGES)[name];
+}
+
 /** @type {Sampling} */
 const PLAIN = { temperature: 0.8, topK: 40, topP: 0.95, minP: 0.05, seed: null, maxTokens: null };
+
+/** As the card takes them: 0, which is all candidates, becomes as many as it looks at. @param {Sampling} sampling */
+export function forCard(sampling) {
+    const { topK } = sampling;
+    return { ...sampling, topK: topK === 0 ? MOST_CANDIDATES : Math.min(topK, MOST_CANDIDATES) };
+}
 
 /** What the model's author, or the server, takes. @param {Partial<ModelInfo["sampling"]>} [told] @returns {Sampling} */
 export function defaults(told) {
@@ -37,21 +50,30 @@ export function defaults(told) {
     };
 }
 
+/** A number with a point or a comma. */
+const NUMBER = /^(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?$/i;
+
+/** Some write one thousand so, others one. */
+const AMBIGUOUS = /^[1-9]\d{0,2},\d{3}$/;
+
 /**
- * What was typed, as a value; undefined where it is none.
+ * What was typed, as a value; undefined where it is none, or may mean another.
  * @param {Name} name
  * @param {string} text
+ * @param {Where} [where]
  * @returns {number | null | undefined}
  */
-export function parsed(name, text) {
-    const { min, max, whole } = RANGES[name];
-    if (text.trim() === "") {
+export function parsed(name, text, where = "server") {
+    const { min, max, whole } = rangeOf(name, where);
+    const typed = text.trim();
+    if (typed === "") {
         return name === "seed" || name === "maxTokens" ? null : undefined;
     }
-    const value = Number(text.trim().replace(",", "."));
-    return Number.isFinite(value) && value >= min && value <= max && (!whole || Number.isInteger(value))
-        ? value
-        : undefined;
+    if (!(whole ? /^\d+$/ : NUMBER).test(typed) || AMBIGUOUS.test(typed)) {
+        return undefined;
+    }
+    const value = Number(typed.replace(",", "."));
+    return value >= min && value <= max ? value : undefined;
 }
 
 /** Text that stays in the browser, where it lets a page keep some. */
@@ -102,8 +124,14 @@ export class Settings {
             // Somebody else's: as if there were none.
         }
         for (const name of /** @type {Name[]} */ (Object.keys(RANGES))) {
-            const value = typeof read[name] === "number" ? parsed(name, String(read[name])) : undefined;
-            if (value !== undefined) {
+            const value = read[name];
+            const { min, max, whole } = RANGES[name];
+            if (
+                Number.isFinite(value) &&
+                value >= min &&
+                value <= max &&
+                (!whole || Number.isInteger(value))
+            ) {
                 Object.assign(this.#changed, { [name]: value });
             }
         }
@@ -122,6 +150,12 @@ export class Settings {
     /** @returns {Sampling} */
     get sampling() {
         return { ...this.#defaults, ...this.#changed };
+    }
+
+    /** What is shown of one: what was chosen, else what is computed with. @param {Name} name @param {Where} where */
+    shown(name, where) {
+        const usual = where === "gpu" ? forCard(this.#defaults) : this.#defaults;
+        return Object.hasOwn(this.#changed, name) ? this.sampling[name] : usual[name];
     }
 
     /** @param {Name} name @param {number | null} value */
@@ -148,7 +182,7 @@ export class Settings {
         this.#kept.set("system", text || null);
     }
 
-    /** @returns {"gpu" | "server"} Where replies are computed. */
+    /** @returns {Where} */
     get where() {
         return this.#kept.get("where") === "server" ? "server" : "gpu";
     }

@@ -2,7 +2,7 @@
 
 import { MOST_CANDIDATES } from "../sampling.js";
 import { byId, openDialog } from "./dom.js";
-import { parsed, RANGES } from "./settings.js";
+import { forCard, parsed, rangeOf } from "./settings.js";
 
 /** @typedef {import("./settings.js").Settings} Settings @typedef {import("./settings.js").Name} Name */
 
@@ -27,12 +27,20 @@ export class SettingsDialog {
     /** @type {HTMLInputElement[]} */ #fields = Array.from(this.#dialog.querySelectorAll("[data-name]"));
     #system = byId("system");
     #always = byId("system-always");
+    /** @type {import("./settings.js").Where} */ #where = "gpu";
 
     /** @param {Settings} settings @param {Handlers} handlers */
     constructor(settings, handlers) {
         this.#settings = settings;
         for (const field of this.#fields) {
-            field.addEventListener("input", () => this.#read(field));
+            field.addEventListener("input", () => {
+                const name = /** @type {Name} */ (field.dataset.name);
+                const value = parsed(name, field.value, this.#where);
+                if (value !== undefined) {
+                    settings.set(name, value);
+                }
+                this.#check();
+            });
         }
         byId("reset-sampling").addEventListener("click", () => {
             settings.reset();
@@ -66,7 +74,6 @@ export class SettingsDialog {
 
     /** @param {{system: string, where: "gpu" | "server", hasSystem: boolean}} now Of the open chat; `hasSystem`: the model reads one. */
     open({ system, where, hasSystem }) {
-        this.#fill();
         this.setWhere(where);
         this.#radios("theme").forEach((radio) => (radio.checked = radio.value === this.#settings.theme));
         this.#system.value = system;
@@ -75,42 +82,50 @@ export class SettingsDialog {
             ? ""
             : "This model's template has no place for one; it may be ignored.";
         openDialog(this.#dialog);
+        // The browser would take the first button, which closes it.
+        this.#radios("where")
+            .find(({ checked }) => checked)
+            ?.focus();
     }
 
     /** @param {"gpu" | "server"} where */
     setWhere(where) {
+        this.#where = where;
         this.#radios("where").forEach((radio) => (radio.checked = radio.value === where));
-        RANGES.topK.max = where === "gpu" ? MOST_CANDIDATES : 1000;
         byId("topK-hint").textContent =
             where === "gpu"
                 ? `of so many likeliest tokens, ${MOST_CANDIDATES} at most on the card`
                 : "of so many likeliest tokens; 0: of all";
-        RANGES.topK.min = where === "gpu" ? 1 : 0;
+        this.#fill();
     }
 
     #fill() {
-        const values = this.#settings.sampling;
         for (const field of this.#fields) {
-            const value = values[/** @type {Name} */ (field.dataset.name)];
+            const value = this.#settings.shown(/** @type {Name} */ (field.dataset.name), this.#where);
             field.value = value === null ? "" : String(value);
-            field.setAttribute("aria-invalid", "false");
         }
-        byId("settings-wrong").textContent = "";
+        this.#check();
     }
 
-    /** @param {HTMLInputElement} field */
-    #read(field) {
-        const name = /** @type {Name} */ (field.dataset.name);
-        const value = parsed(name, field.value);
-        field.setAttribute("aria-invalid", String(value === undefined));
-        if (value !== undefined) {
-            this.#settings.set(name, value);
+    /** Tells of fields whose text is no value here. */
+    #check() {
+        /** @type {Name[]} */
+        const wrong = [];
+        for (const field of this.#fields) {
+            const name = /** @type {Name} */ (field.dataset.name);
+            const isWrong = parsed(name, field.value, this.#where) === undefined;
+            field.ariaInvalid = String(isWrong);
+            wrong.push(...(isWrong ? [name] : []));
         }
-        const wrong = this.#fields.find((one) => one.getAttribute("aria-invalid") === "true");
-        const of = /** @type {Name | undefined} */ (wrong?.dataset.name);
-        byId("settings-wrong").textContent = of
-            ? `${LABELS[of]} must be ${RANGES[of].whole ? "a whole number" : "a number"} from ${RANGES[of].min} to ${RANGES[of].max}.`
-            : "";
+        byId("settings-wrong").textContent = wrong.map((name) => this.#complaint(name)).join(" ");
+    }
+
+    /** @param {Name} name */
+    #complaint(name) {
+        const { min, max, whole } = rangeOf(name, this.#where);
+        const must = `${LABELS[name]} must be ${whole ? "a whole number" : "a number"} from ${min} to ${max}`;
+        const taken = this.#where === "gpu" ? forCard(this.#settings.sampling) : this.#settings.sampling;
+        return `${must}. Until then it is ${taken[name] ?? "not set"}.`;
     }
 
     /** @param {string} name @returns {HTMLInputElement[]} */

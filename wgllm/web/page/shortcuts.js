@@ -2,17 +2,19 @@
 
 import { byId, make, openDialog } from "./dom.js";
 
-/** @typedef {"search" | "create" | "again" | "editLast" | "copyLast" | "settings" | "previous" | "next" | "stop" | "write"} Command */
+/** @typedef {"search" | "create" | "settings" | "stop" | "write" | import("./last.js").Command} Command */
 
-const CTRL = /Mac|iPhone|iPad/.test(navigator.userAgent) ? "⌘" : "Ctrl";
-const ALT = CTRL === "⌘" ? "⌥" : "Alt";
+/** There Option writes letters and signs, so Control with Shift takes the place of Alt. */
+const MAC = /Mac|iPhone|iPad/.test(globalThis.navigator?.userAgent ?? "");
+const CTRL = MAC ? "⌘" : "Ctrl";
+const ALT = MAC ? ["⌃", "⇧"] : ["Alt"];
 
-/** By the key's place, since Alt makes other characters of them on some machines. @type {Record<string, Command>} */
+/** Letters, and the places of other keys. @type {Record<string, Command>} */
 const WITH_ALT = {
-    KeyN: "create",
-    KeyR: "again",
-    KeyE: "editLast",
-    KeyC: "copyLast",
+    n: "create",
+    r: "again",
+    e: "editLast",
+    c: "copyLast",
     Comma: "settings",
     BracketLeft: "previous",
     BracketRight: "next",
@@ -24,13 +26,13 @@ const LISTED = [
     ["New line", ["Shift", "Enter"]],
     ["Stop; the text is kept", ["Esc"]],
     ["Edit your last message", ["↑"]],
-    ["… from anywhere", [ALT, "E"]],
-    ["Another reply", [ALT, "R"]],
-    ["Previous, next version of the reply", [ALT, "[ ]"]],
-    ["Copy the last reply", [ALT, "C"]],
-    ["New chat", [ALT, "N"]],
+    ["… from anywhere", [...ALT, "E"]],
+    ["Another reply", [...ALT, "R"]],
+    ["Previous, next version of the reply", [...ALT, "[ ]"]],
+    ["Copy the last reply", [...ALT, "C"]],
+    ["New chat", [...ALT, "N"]],
     ["Search chats", [CTRL, "K"]],
-    ["Settings", [ALT, ","]],
+    ["Settings", [...ALT, ","]],
     ["Go to the message field", ["/"]],
     ["This list", ["?"]],
 ];
@@ -48,7 +50,11 @@ export function listen(onCommand) {
         if (event.defaultPrevented || event.isComposing) {
             return;
         }
-        const command = commandOf(event);
+        const command = commandOf(event, {
+            mac: MAC,
+            writes: event.target instanceof Element && event.target.matches("input, textarea, select"),
+            open: document.querySelector("dialog[open], :popover-open") !== null,
+        });
         if (command === "help") {
             event.preventDefault();
             openDialog(byId("help"));
@@ -59,18 +65,36 @@ export function listen(onCommand) {
     });
 }
 
-/** @param {KeyboardEvent} event @returns {Command | "help" | null} */
-function commandOf(event) {
-    const { key, code, altKey, ctrlKey, metaKey, shiftKey } = event;
-    if (altKey && !ctrlKey && !metaKey && !shiftKey) {
-        return Object.hasOwn(WITH_ALT, code) ? WITH_ALT[code] : null;
+/**
+ * What a key asks for.
+ * @param {Pick<KeyboardEvent, "key" | "code" | "altKey" | "ctrlKey" | "metaKey" | "shiftKey">} event
+ * @param {{mac: boolean, writes: boolean, open: boolean}} state `writes`: it would go into a field; `open`: there is a
+ *     dialog or a menu, which Escape closes.
+ * @returns {Command | "help" | null}
+ */
+export function commandOf(event, { mac, writes, open }) {
+    const { key, altKey, ctrlKey, metaKey, shiftKey } = event;
+    const held = [ctrlKey && "ctrl", metaKey && "meta", altKey && "alt", shiftKey && "shift"]
+        .filter(Boolean)
+        .join("+");
+    const name = nameOf(event);
+    if (held === (mac ? "ctrl+shift" : "alt")) {
+        return Object.hasOwn(WITH_ALT, name) ? WITH_ALT[name] : null;
     }
-    if ((ctrlKey || metaKey) && !altKey && !shiftKey) {
-        return key === "k" ? "search" : key === "/" ? "help" : null;
+    if (ctrlKey !== metaKey && !altKey) {
+        // On some keyboards a slash needs Shift.
+        return name === "k" && !shiftKey ? "search" : key === "/" ? "help" : null;
     }
     if (key === "Escape") {
-        return document.querySelector("dialog[open], :popover-open") ? null : "stop";
+        return open ? null : "stop";
     }
-    const writes = event.target instanceof Element && event.target.closest("input, textarea, select");
-    return writes ? null : key === "?" ? "help" : key === "/" ? "write" : null;
+    return writes || ctrlKey || metaKey ? null : key === "?" ? "help" : key === "/" ? "write" : null;
+}
+
+/**
+ * The letter on a key, in small; where it is none of the Latin ones, the letter of its place on an English keyboard.
+ * @param {Pick<KeyboardEvent, "key" | "code">} event
+ */
+function nameOf({ key, code }) {
+    return /^[a-z]$/i.test(key) ? key.toLowerCase() : /^Key[A-Z]$/.test(code) ? code[3].toLowerCase() : code;
 }

@@ -1,11 +1,12 @@
 /** The list of chats: finding, opening, renaming, exporting, deleting. */
 
-import { byId, icon, make } from "./dom.js";
+import { byId, icon, make, place } from "./dom.js";
 import { day } from "./format.js";
 import { visible } from "./text.js";
 
 /**
  * @typedef {import("./store.js").Summary} Summary
+ * @typedef {{item: HTMLElement, go: HTMLElement, more: HTMLElement}} Entry
  * @typedef {{
  *     open: (id: string) => void, create: () => void, rename: (id: string, title: string) => void,
  *     remove: (id: string) => void, exportAs: (id: string, kind: "md" | "json") => void,
@@ -26,6 +27,10 @@ export class Side {
     #open = "";
     #busy = "";
     #asked = 0;
+    /** @type {Map<string, Entry>} By the chat's id. */ #entries = new Map();
+    /** @type {Map<string, [heading: HTMLElement, list: HTMLElement]>} By the heading's text. */ #groups =
+        new Map();
+    #none = make("p", { className: "none" });
 
     /** @param {Handlers} handlers */
     constructor(handlers) {
@@ -64,7 +69,9 @@ export class Side {
                 this.setShown(false);
             }
         });
-        this.#side.querySelector(".side-foot").addEventListener("click", () => this.setShown(false));
+        // Before what is clicked acts, so that a dialog gives the focus back to what is still to be seen.
+        const foot = this.#side.querySelector(".side-foot");
+        foot.addEventListener("click", () => this.setShown(false), { capture: true });
         byId("open-import").addEventListener("click", () => byId("import-file").click());
         byId("import-file").addEventListener("change", (/** @type {any} */ { target }) => {
             handlers.importFiles(Array.from(target.files));
@@ -78,10 +85,17 @@ export class Side {
 
     /** @param {{summaries?: Summary[], open?: string, busy?: string}} changes `busy`: where a reply is generated. */
     show({ summaries = this.#summaries, open = this.#open, busy = this.#busy }) {
+        const changed = summaries !== this.#summaries;
+        // The open chat is listed for the first time: whoever wrote it wants to see it there.
+        if (changed && has(summaries, open) && !has(this.#summaries, open)) {
+            this.#search.value = "";
+        }
         this.#summaries = summaries;
         this.#open = open;
         this.#busy = busy;
-        if (!this.#list.querySelector(".rename")) {
+        if (changed && (this.#found !== null || this.#search.value !== "")) {
+            void this.#find();
+        } else {
             this.#draw();
         }
     }
@@ -117,58 +131,83 @@ export class Side {
     }
 
     #draw() {
-        const held = document.activeElement?.closest("#chats [data-id]")?.getAttribute("data-id");
+        if (this.#list.querySelector(".rename")) {
+            return; // its end draws
+        }
+        const held = document.activeElement;
+        const items = Array.from(this.#list.querySelectorAll("li"));
+        const at = items.findIndex((item) => item.contains(held));
         const listed = this.#summaries.filter(({ id }) => this.#found === null || this.#found.has(id));
         const now = Date.now();
-        /** @type {Node[]} */
-        const parts = [];
-        let heading = "";
-        let list = make("ul");
+        /** @type {Map<string, HTMLElement[]>} */
+        const groups = new Map();
         for (const summary of listed) {
             const name = day(summary.updated, now);
-            if (name !== heading) {
-                heading = name;
-                list = make("ul");
-                parts.push(make("h2", {}, name), list);
+            const group = groups.get(name) ?? [];
+            group.push(this.#entry(summary).item);
+            groups.set(name, group);
+        }
+        this.#none.textContent = this.#found ? "No chat has these words." : "No chats yet.";
+        place(
+            this.#list,
+            listed.length === 0
+                ? [this.#none]
+                : Array.from(groups.keys(), (name) => this.#group(name)).flat(),
+        );
+        for (const [name, entries] of groups) {
+            place(this.#group(name)[1], entries);
+        }
+        const kept = new Set(this.#summaries.map(({ id }) => id));
+        for (const id of this.#entries.keys()) {
+            if (!kept.has(id)) {
+                this.#entries.delete(id);
             }
-            list.append(this.#entry(summary));
         }
-        if (listed.length === 0) {
-            parts.push(
-                make("p", { className: "none" }, this.#found ? "No chat has these words." : "No chats yet."),
-            );
-        }
-        this.#list.replaceChildren(...parts);
-        if (held) {
-            this.#list.querySelector(`[data-id="${CSS.escape(held)}"] .go`)?.focus();
+        if (at >= 0 && document.activeElement !== held) {
+            this.#focusAgain(/** @type {HTMLElement} */ (held), at);
         }
     }
 
-    /** @param {Summary} summary */
+    /** @param {string} name */
+    #group(name) {
+        const group = this.#groups.get(name) ?? [make("h2", {}, name), make("ul")];
+        this.#groups.set(name, group);
+        return group;
+    }
+
+    /** @param {HTMLElement} held What had the focus. @param {number} at In which entry of the list. */
+    #focusAgain(held, at) {
+        const all = this.#list.querySelectorAll(".go");
+        (held.isConnected ? held : (all[Math.min(at, all.length - 1)] ?? byId("new-chat"))).focus();
+    }
+
+    /** @param {Summary} summary @returns {Entry} */
     #entry({ id, title }) {
+        const entry = this.#entries.get(id) ?? this.#made(id);
+        this.#entries.set(id, entry);
+        const { item, go, more } = entry;
         const shown = visible(title) || "New chat";
-        const go = make("button", { type: "button", className: "go", title: shown, dir: "auto" }, shown);
+        if (go.textContent !== shown) {
+            go.textContent = go.title = shown;
+            more.ariaLabel = `Options of “${shown}”`;
+        }
         go.classList.toggle("busy", id === this.#busy);
+        item.classList.toggle("open", id === this.#open);
+        go.ariaCurrent = id === this.#open ? "page" : null;
+        return entry;
+    }
+
+    /** @param {string} id @returns {Entry} */
+    #made(id) {
+        const go = make("button", { type: "button", className: "go", dir: "auto" });
         go.addEventListener("click", () => {
             this.setShown(false);
             this.#handlers.open(id);
         });
-        const more = make(
-            "button",
-            {
-                type: "button",
-                className: "icon-button more",
-                "aria-haspopup": "menu",
-                "aria-label": `Options of “${shown}”`,
-            },
-            icon("more"),
-        );
+        const more = make("button", { type: "button", className: "icon-button more" }, icon("more"));
+        more.ariaHasPopup = "menu";
         more.addEventListener("click", () => this.#openMenu(id, more));
-        const entry = make("li", { "data-id": id, className: id === this.#open ? "open" : "" }, go, more);
-        if (id === this.#open) {
-            go.setAttribute("aria-current", "page");
-        }
-        return entry;
+        return { item: make("li", { "data-id": id }, go, more), go, more };
     }
 
     /** @param {string} id @param {HTMLElement} button */
@@ -199,9 +238,9 @@ export class Side {
 
     /** @param {string} id */
     #rename(id) {
-        const entry = this.#list.querySelector(`[data-id="${CSS.escape(id)}"]`);
+        const entry = this.#entries.get(id);
         const summary = this.#summaries.find((one) => one.id === id);
-        if (!entry || !summary) {
+        if (!entry?.item.isConnected || !summary) {
             return;
         }
         const field = make("input", {
@@ -219,24 +258,29 @@ export class Side {
             }
             over = true;
             const title = field.value.trim();
-            field.remove();
+            entry.item.replaceChildren(entry.go, entry.more);
             if (keep && title !== "" && title !== summary.title) {
                 this.#handlers.rename(id, title);
             }
             this.#draw();
-            this.#list.querySelector(`[data-id="${CSS.escape(id)}"] .go`)?.focus();
         };
         field.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
             event.stopPropagation();
             if ((event.key === "Enter" && !event.isComposing) || event.key === "Escape") {
                 end(event.key === "Enter");
+                entry.go.focus();
             }
         });
         field.addEventListener("blur", () => end(true));
-        entry.replaceChildren(field);
+        entry.item.replaceChildren(field);
         field.focus();
         field.select();
     }
+}
+
+/** @param {Summary[]} summaries @param {string} id */
+function has(summaries, id) {
+    return summaries.some((summary) => summary.id === id);
 }
 
 /** Arrow keys, Home and End in a list. @param {KeyboardEvent} event @param {HTMLElement} list @param {string} selector */

@@ -2,7 +2,7 @@
 
 import { newId } from "./tree.js";
 
-/** @typedef {import("./tree.js").Message} Message */
+/** @typedef {import("./tree.js").Chat} Chat @typedef {import("./tree.js").Message} Message */
 
 const PREFIX = "wgllm-tab-";
 
@@ -34,4 +34,39 @@ export async function judge() {
             ? !names.has(PREFIX + owner)
             : Date.now() - (touched ?? created) > SILENT_MS;
     };
+}
+
+/** Tells when tabs that write replies may be gone. */
+export class Watch {
+    /** @type {Set<string>} Of messages. */ #watched = new Set();
+    #onGone;
+
+    /** @param {(chat: string) => void} onGone */
+    constructor(onGone) {
+        this.#onGone = onGone;
+    }
+
+    /** Watches what other tabs write in this chat. @param {Chat} chat */
+    over({ id: chat, messages }) {
+        for (const { id, state, owner } of Object.values(messages)) {
+            if (state === "partial" && owner !== tab && !this.#watched.has(id)) {
+                this.#watched.add(id);
+                void ended(owner).then(() => {
+                    this.#watched.delete(id);
+                    this.#onGone(chat);
+                });
+            }
+        }
+    }
+}
+
+/** @param {string} [owner] @returns {Promise<void>} */
+async function ended(owner) {
+    if (held && owner !== undefined) {
+        await navigator.locks.request(PREFIX + owner, () => {}); // which that tab holds as long as it is there
+    } else {
+        await new Promise((resolve) => {
+            setTimeout(resolve, SILENT_MS + 1000);
+        });
+    }
 }

@@ -104,13 +104,25 @@ export function branch(chat, leaf = chat.leaf) {
     return path.reverse();
 }
 
-/** What the model reads to answer the message `id`. @param {Chat} chat @param {string | null} id @returns {Turn[]} */
+/**
+ * What the model reads to answer the message `id`. Empty replies (stopped before their first token, or failed) are left
+ * out; the questions around them become one, since many templates want turns that alternate.
+ * @param {Chat} chat
+ * @param {string | null} id
+ * @returns {Turn[]}
+ */
 export function turns(chat, id) {
-    const path = branch(chat, id).filter(({ role, content }) => role !== "assistant" || content !== "");
-    const told = path.map(({ role, content, tokenIds }) =>
-        tokenIds?.length ? { role, content, tokenIds } : { role, content },
-    );
-    return chat.system.trim() ? [{ role: "system", content: chat.system }, ...told] : told;
+    /** @type {Turn[]} */
+    const told = chat.system.trim() ? [{ role: "system", content: chat.system }] : [];
+    for (const { role, content, tokenIds } of branch(chat, id)) {
+        const last = told[told.length - 1];
+        if (role === "user" && last?.role === "user") {
+            last.content += `\n\n${content}`;
+        } else if (role !== "assistant" || content !== "") {
+            told.push(tokenIds?.length ? { role, content, tokenIds } : { role, content });
+        }
+    }
+    return told;
 }
 
 /**
