@@ -106,6 +106,7 @@ export function requestOf(messages, sampling) {
         stream: true,
         stream_options: { include_usage: true },
         progress: true,
+        cache_prompt: true, // a chat goes on from its own cache, also where the server would begin anew to be exact
     };
 }
 
