@@ -93,7 +93,8 @@ def measured(record_property: Callable[[str, object], None]) -> Callable[..., No
     README.md's tables."""
     from tests.families import PROPERTY, measurement
 
-    return lambda *found: record_property(PROPERTY, measurement(*found))
+    # Plain, for processes to tell each other.
+    return lambda *found: record_property(PROPERTY, tuple(measurement(*found)))
 
 
 def open_device(*, default_limits: bool) -> Device:

@@ -180,7 +180,7 @@ class Writer:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
             self.passed.add(report.nodeid)
-            self.found += [value for name, value in report.user_properties if name == PROPERTY]
+            self.found += [Measured(*value) for name, value in report.user_properties if name == PROPERTY]
 
     def problem(self) -> str | None:
         """Why the run says too little, if it does."""
