@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ DEFAULT_MODELS = ("smollm2",)
 REFERENCE_FILES = {"smollm2": "smollm2", "gemma3:270m": "gemma3", "qwen2.5-coder:1.5b": "qwen2"}
 NO_ADAPTER = "no Vulkan, Metal or DirectX 12 adapter"
 NO_BROWSER = "no browser with WebGPU"
+SHADERS = "shaders"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -123,33 +125,34 @@ def peers(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _recorded_shaders(peers: Peers) -> Iterator[dict[str, Source]]:
-    """By its text, every shader that wgpu has accepted in this process."""
+def _recorded_shaders(peers: Peers) -> Iterator[None]:
+    """Keeps every shader that wgpu has accepted in this process."""
     from wgllm.backends.device import Device
 
-    compiled: dict[str, Source] = {}
     compile_shader = Device.shader
 
-    def recording(device: Device, source: Source) -> Any:
-        module = compile_shader(device, source)
-        compiled[source.text] = source
-        return module
+    with (peers.own / SHADERS).open("wb") as file, pytest.MonkeyPatch.context() as patch:
 
-    with pytest.MonkeyPatch.context() as patch:
+        def recording(device: Device, source: Source) -> Any:
+            module = compile_shader(device, source)
+            file.write(pickle.dumps(source))
+            file.flush()
+            return module
+
         patch.setattr(Device, "shader", recording)
-        yield compiled
-    (peers.own / "shaders").write_bytes(pickle.dumps(compiled))
-    peers.done()
+        yield
 
 
 @pytest.fixture
-def compiled_shaders(_recorded_shaders: dict[str, Source], peers: Peers) -> dict[str, Source]:
+def compiled_shaders(peers: Peers) -> dict[str, Source]:
     """By its text, every shader that wgpu has accepted since the tests began, in all processes. For tests marked
-    ``last``."""
-    compiled = dict(_recorded_shaders)
-    for folder in peers.wait():
-        if folder != peers.own:
-            compiled |= pickle.loads((folder / "shaders").read_bytes())
+    ``last``: what another process compiles with its own last tests is missed, since none ends before all do."""
+    compiled: dict[str, Source] = {}
+    for folder in peers.folders():
+        with (folder / SHADERS).open("rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
+            while True:
+                source = pickle.load(file)
+                compiled[source.text] = source
     return compiled
 
 

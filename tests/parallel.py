@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 MOST = 4
 """Processes: each may hold a model and a device, and they share one graphics card."""
-
-_WAIT_SECONDS = 300
 
 
 def wanted(config: pytest.Config) -> int:
@@ -28,22 +25,11 @@ class Peers:
     """The processes of one run, each of which has a folder in a shared one."""
 
     def __init__(self, config: pytest.Config, shared: Path) -> None:
-        own = getattr(config, "workerinput", {"workerid": "only", "workercount": 1})
-        self._count: int = own["workercount"]
+        own = getattr(config, "workerinput", {"workerid": "only"})
         self._shared = shared
         self.own = shared / own["workerid"]
         self.own.mkdir(parents=True)
 
-    def done(self) -> None:
-        """Says that this process has no more tests."""
-        (self.own / "done").touch()
-
-    def wait(self) -> list[Path]:
-        """The folders of all, as soon as the others have no more tests."""
-        end = time.monotonic() + _WAIT_SECONDS
-        others = self._count - 1
-        while len(list(self._shared.glob("*/done"))) < others:
-            if time.monotonic() > end:
-                pytest.fail("other processes have not come to the end of their tests")
-            time.sleep(0.05)
-        return sorted(p for p in self._shared.iterdir() if p.is_dir())
+    def folders(self) -> list[Path]:
+        """Of all processes that have begun, this one's too."""
+        return sorted(self._shared.iterdir())

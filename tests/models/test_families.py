@@ -167,7 +167,7 @@ def test_a_graph_is_made_anew_where_the_context_asks_for_other_factors() -> None
 
 
 def test_less_context_than_was_aimed_at_takes_the_factors_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wgllm.llm._MIN_CTX", 64)
+    monkeypatch.setattr("wgllm.llm.LEAST_CTX", 64)
     monkeypatch.setattr("wgllm.llm.available_memory", lambda: 0)
     with wgllm.load(tiny("phi3-longrope.f16").path, backend="numpy") as llm:
         assert llm.ctx_size == 64 and llm.model is not None and llm.model.ctx == 64

@@ -167,7 +167,9 @@ def test_a_second_turn_reads_only_what_is_new(loaded: Tab, server: Served) -> No
     assert (
         got["stats"]["cachedTokens"] == len(before) - 1
     )  # a reply's last token is not read before it is needed
-    assert {(p["cached"], p["total"]) for p in got["progress"]} == {(len(before) - 1, len(asked) - len(before) + 1)}
+    assert {(p["cached"], p["total"]) for p in got["progress"]} == {
+        (len(before) - 1, len(asked) - len(before) + 1)
+    }
     again = reply(loaded, turns, {**GREEDY, "maxTokens": 4})
     assert again["tokens"] == got["tokens"]
     assert again["stats"]["cachedTokens"] == len(asked) - 1
