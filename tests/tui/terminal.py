@@ -138,7 +138,7 @@ class Terminal:
         """The whole lines of the second pipe."""
         return [json.loads(line) for line in bytes(self._said).split(b"\n")[:-1]]
 
-    def until(self, true: Callable[[], object], what: str = "", seconds: float = 20.0) -> None:
+    def until(self, true: Callable[[], object], what: str = "", seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not true():
             if time.monotonic() > end or self.process.poll() is not None:
@@ -149,7 +149,7 @@ class Terminal:
                 )
             time.sleep(0.01)
 
-    def until_told(self, what: str, n: int = 1, seconds: float = 20.0) -> list[Any]:
+    def until_told(self, what: str, n: int = 1, seconds: float = 60.0) -> list[Any]:
         """Waits for the n-th line of that kind."""
 
         def found() -> list[list[Any]]:
