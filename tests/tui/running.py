@@ -50,7 +50,7 @@ class Running:
         assert self.worker.engine is not None
         return self.worker.engine
 
-    async def until(self, true: Callable[[], object], what: str = "", seconds: float = 10.0) -> None:
+    async def until(self, true: Callable[[], object], what: str = "", seconds: float = 60.0) -> None:
         """Waits until ``true()``."""
         end = time.monotonic() + seconds
         while not true():

@@ -206,7 +206,7 @@ async def test_another_windows_reply(tmp_path: Path) -> None:
             assert run.store.message(reply.id).state is MessageState.PARTIAL
             other.finish_reply(reply.id, "Half of it, and all.")
             await run.until(lambda: "and all." in run.screen_text())
-            assert "another window" not in run.screen_text()
+            await run.until(lambda: "another window" not in run.screen_text())
 
 
 @in_loop

@@ -215,7 +215,7 @@ class ChatPage:
         self.page = page
         self.server = server
         self.requests: list[str] = []
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.add_init_script(CANARY)
         page.add_init_script(path=HERE / "page_checks.js")
         page.add_init_script("window.fake = " + json.dumps(fake))
@@ -240,8 +240,11 @@ class ChatPage:
             self.settle()
 
     def settle(self) -> None:
-        """Until no reply is written and all is drawn."""
+        """Until no reply is written, all is kept and listed, and drawn."""
         self.page.wait_for_function("() => !wgllmPage.app.chats.busy")
+        # The store does one after the other: the first of these answers after the chat is kept, the second after the
+        # list of chats is read that this brings.
+        self.page.evaluate("async () => { await wgllmPage.store.list(); await wgllmPage.store.list(); }")
         self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 30)))")
 
     def texts(self) -> list[str]:
