@@ -22,8 +22,9 @@ export class LocalModel {
     onLost = null;
     #closing = new AbortController();
 
-    constructor(api) {
+    constructor(api, { ctxSize = null } = {}) {
         this.api = api;
+        this.ctxSize = ctxSize;
         this.number = ++made;
         window.fakeModel = this;
     }
@@ -60,7 +61,7 @@ export class LocalModel {
                 maxStorageBuffersPerShaderStage: 8,
             },
             features: ["shader-f16", "subgroups"],
-            ctxSize: script().ctxSize ?? 8192,
+            ctxSize: this.ctxSize ?? script().ctxSize ?? 8192,
             weightsBytes: 271e6,
             gpuBytes: 412e6,
             storeProblem: script().storeProblem ?? null,
@@ -87,7 +88,7 @@ export class LocalModel {
                 prefillSeconds: 0.1,
                 decodeSeconds: (made - 1) / 40,
                 contextUsed: promptTokens + made,
-                contextSize: script().ctxSize ?? 8192,
+                contextSize: this.ctxSize ?? script().ctxSize ?? 8192,
                 seed: sampling.seed,
             },
         });

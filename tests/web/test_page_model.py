@@ -186,3 +186,39 @@ def test_stored_weights_are_deleted_whatever_computes(chat: ChatPage, when: str)
     chat.page.wait_for_selector("text=No weights are kept. Deleted.")
     assert chat.page.evaluate("() => document.activeElement.closest('#card') !== null")
     assert chat.page.evaluate("() => fake.stored") == {}
+
+
+@on_page(fake={"holdAfter": 3})
+def test_the_context_of_the_card_is_chosen(chat: ChatPage) -> None:
+    chat.server.model["n_ctx_train"] = 6000
+    chat.open()
+    page = chat.page
+    page.keyboard.press("Alt+,")
+    offered = "() => Array.from(document.querySelector('#set-context').options, (each) => each.textContent)"
+    assert page.evaluate(offered) == ["usual", "1,024", "2,048", "4,096", "6,000"]
+    assert "usually 8,192" in page.inner_text("#context-hint")
+    # Nothing was changed, so nothing is loaded anew.
+    page.keyboard.press("Escape")
+    assert page.evaluate("() => [fakeModel.number, fakeModel.ctxSize]") == [1, None]
+    chat.say("Hi", wait=False)
+    chat.eventually("() => wgllmPage.app.chats.busy")
+    page.keyboard.press("Alt+,")
+    page.select_option("#set-context", "2048")
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => fakeModel.number === 2")
+    page.wait_for_selector(READY)
+    chat.settle()
+    page.keyboard.press("Alt+,")
+    assert [page.input_value("#set-context"), page.evaluate("() => fakeModel.ctxSize")] == ["2048", 2048]
+    page.click("#settings >> text=The server")
+    assert page.is_disabled("#set-context")
+    page.click("#settings >> text=This device")
+    page.keyboard.press("Escape")
+    # A model that was trained for less gets that, and the choice stays.
+    chat.server.model["n_ctx_train"] = 1500
+    page.reload()
+    page.wait_for_selector(READY)
+    page.keyboard.press("Alt+,")
+    assert [page.input_value("#set-context"), page.evaluate("() => fakeModel.ctxSize")] == ["1500", 1500]
+    page.keyboard.press("Escape")
+    assert page.evaluate("() => localStorage.getItem('wgllm.context')") == "2048"

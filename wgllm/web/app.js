@@ -38,13 +38,6 @@ function storage(name) {
 
 const BASE = new URL(".", document.baseURI).href;
 
-const MAKERS = {
-    gpu: (/** @type {Api} */ api) => new LocalModel(api),
-    server: (/** @type {Api} */ api) => new ServerModel(api),
-    obstacle: () => LocalModel.obstacle(),
-    stored: () => LocalModel.stored(),
-};
-
 class App {
     /** @type {Compute | null} */ compute = null;
     #api = new Api(BASE);
@@ -68,6 +61,7 @@ class App {
     });
     #dialog = new SettingsDialog(this.#settings, {
         onWhere: (where) => void this.#compute(where),
+        onContext: () => void this.#reload(),
         onSystem: (text) => void this.chats.setSystem(text),
         onKey: () => this.#key.ask(),
     });
@@ -131,7 +125,13 @@ class App {
             );
         }
         if (this.compute === null) {
-            const compute = new Compute(this.#api, info, MAKERS);
+            const compute = new Compute(this.#api, info, {
+                gpu: (api) =>
+                    new LocalModel(api, { ctxSize: this.#settings.contextFor(compute.info.n_ctx_train) }),
+                server: (api) => new ServerModel(api),
+                obstacle: () => LocalModel.obstacle(),
+                stored: () => LocalModel.stored(),
+            });
             compute.onChange = () => this.#changed(compute);
             this.compute = compute;
         } else if (!same) {
@@ -148,7 +148,7 @@ class App {
         this.#dialog.open({
             system: this.chats.chat.system,
             where: this.#settings.where,
-            hasSystem: compute?.info.has_system !== false,
+            info: compute?.info ?? null,
         });
     }
 
@@ -169,6 +169,14 @@ class App {
             this.chats.stop();
             // Who asks it to compute here has agreed to what that loads.
             await this.compute.choose(where);
+        }
+    }
+
+    /** The model, with another context. */
+    async #reload() {
+        if (this.compute?.where === "gpu") {
+            this.chats.stop();
+            await this.compute.choose("gpu", { ask: this.compute.phase === "asking" });
         }
     }
 

@@ -108,6 +108,18 @@ export class Kept {
     }
 }
 
+/** Contexts that a visitor can choose: powers of two up to what a model was trained for, and that. */
+const LEAST_CONTEXT = 1024;
+
+/** @param {number} trained In tokens. @returns {number[]} */
+export function contextSizes(trained) {
+    const sizes = [];
+    for (let size = LEAST_CONTEXT; size < trained; size *= 2) {
+        sizes.push(size);
+    }
+    return [...sizes, trained];
+}
+
 export class Settings {
     /** @type {Partial<Sampling>} */ #changed = {};
     #kept;
@@ -189,6 +201,22 @@ export class Settings {
 
     set where(where) {
         this.#kept.set("where", where === "gpu" ? null : where);
+    }
+
+    /** The context that a model is loaded with on the card, in tokens; null: as large as the server takes. @returns {number | null} */
+    get context() {
+        const chosen = Number(this.#kept.get("context"));
+        return Number.isSafeInteger(chosen) && chosen > 0 ? chosen : null;
+    }
+
+    set context(size) {
+        this.#kept.set("context", size === null ? null : String(size));
+    }
+
+    /** The same for a model that was trained for so much. @param {number} trained @returns {number | null} */
+    contextFor(trained) {
+        const { context } = this;
+        return context === null ? null : (contextSizes(trained).findLast((size) => size <= context) ?? null);
     }
 
     /** @returns {"auto" | "light" | "dark"} */

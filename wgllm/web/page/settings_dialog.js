@@ -1,15 +1,20 @@
 /** The dialog of settings: what is changed holds at once. */
 
 import { MOST_CANDIDATES } from "../sampling.js";
-import { byId, openDialog } from "./dom.js";
-import { forCard, parsed, rangeOf } from "./settings.js";
+import { byId, make, openDialog } from "./dom.js";
+import { count } from "./format.js";
+import { contextSizes, forCard, parsed, rangeOf } from "./settings.js";
 
-/** @typedef {import("./settings.js").Settings} Settings @typedef {import("./settings.js").Name} Name */
+/**
+ * @import { ModelInfo } from "../model.js"
+ * @import { Name, Settings } from "./settings.js"
+ */
 
 /**
  * @typedef {{
- *     onWhere: (where: "gpu" | "server") => void, onSystem: (text: string) => void, onKey: () => void,
- * }} Handlers `onSystem`: of the chat that is open.
+ *     onWhere: (where: "gpu" | "server") => void, onContext: () => void, onSystem: (text: string) => void,
+ *     onKey: () => void,
+ * }} Handlers `onContext`: another one was chosen; `onSystem`: of the chat that is open.
  */
 
 const LABELS = {
@@ -27,6 +32,8 @@ export class SettingsDialog {
     /** @type {HTMLInputElement[]} */ #fields = Array.from(this.#dialog.querySelectorAll("[data-name]"));
     #system = byId("system");
     #always = byId("system-always");
+    #context = byId("set-context");
+    #shownContext = "";
     /** @type {import("./settings.js").Where} */ #where = "gpu";
 
     /** @param {Settings} settings @param {Handlers} handlers */
@@ -55,6 +62,14 @@ export class SettingsDialog {
                 applyTheme(settings.theme);
             }),
         );
+        // Not at each step of the keyboard through the list: the model is loaded anew.
+        this.#dialog.addEventListener("close", () => {
+            const { value } = this.#context;
+            if (value !== this.#shownContext) {
+                settings.context = value === "" ? null : Number(value);
+                handlers.onContext();
+            }
+        });
         const system = () => {
             handlers.onSystem(this.#system.value);
             if (this.#always.checked) {
@@ -72,15 +87,17 @@ export class SettingsDialog {
         });
     }
 
-    /** @param {{system: string, where: "gpu" | "server", hasSystem: boolean}} now Of the open chat; `hasSystem`: the model reads one. */
-    open({ system, where, hasSystem }) {
+    /** @param {{system: string, where: "gpu" | "server", info: ModelInfo | null}} now `system`: of the open chat. */
+    open({ system, where, info }) {
+        this.#offerContexts(info);
         this.setWhere(where);
         this.#radios("theme").forEach((radio) => (radio.checked = radio.value === this.#settings.theme));
         this.#system.value = system;
         this.#always.checked = this.#settings.system !== "" && this.#settings.system === system;
-        byId("system-hint").textContent = hasSystem
-            ? ""
-            : "This model's template has no place for one; it may be ignored.";
+        byId("system-hint").textContent =
+            info?.has_system === false
+                ? "This model's template has no place for one; it may be ignored."
+                : "";
         openDialog(this.#dialog);
         // The browser would take the first button, which closes it.
         this.#radios("where")
@@ -96,7 +113,19 @@ export class SettingsDialog {
             where === "gpu"
                 ? `of so many likeliest tokens, ${MOST_CANDIDATES} at most on the card`
                 : "of so many likeliest tokens; 0: of all";
+        this.#context.disabled = where === "server";
         this.#fill();
+    }
+
+    /** @param {ModelInfo | null} info */
+    #offerContexts(info) {
+        const sizes = info === null ? [] : contextSizes(info.n_ctx_train);
+        const chosen = info === null ? this.#settings.context : this.#settings.contextFor(info.n_ctx_train);
+        const others = sizes.map((size) => make("option", { value: String(size) }, count(size)));
+        this.#context.replaceChildren(make("option", { value: "" }, "usual"), ...others);
+        const usual = info === null ? "" : `, usually ${count(info.ctx_size)}`;
+        byId("context-hint").textContent = `tokens of a conversation${usual}; fewer take less of its memory`;
+        this.#context.value = this.#shownContext = chosen === null ? "" : String(chosen);
     }
 
     #fill() {

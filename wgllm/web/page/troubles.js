@@ -38,7 +38,7 @@ const TROUBLES = {
     "too-large": {
         short: "Model too large",
         title: "The model is too large for this graphics card",
-        text: "A smaller quantization of it may fit, or a smaller context: wgllm serve --ctx-size 2048. The server can compute the replies instead.",
+        text: "A smaller quantization of it may fit. The server can compute the replies instead.",
         remedies: ["server"],
     },
     "out-of-memory": {
@@ -68,7 +68,7 @@ const TROUBLES = {
     context: {
         short: "Context full",
         title: "The conversation is longer than the context",
-        text: "Start a new chat, go back to an earlier message and edit it, or start the server with a larger context (--ctx-size).",
+        text: "Start a new chat, go back to an earlier message and edit it, or take a larger context: in the settings for this device's card, by --ctx-size for the server.",
         remedies: ["new-chat"],
     },
     request: { short: "Failed", title: "That can't be computed", text: "", remedies: ["retry"] },
