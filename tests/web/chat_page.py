@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.web.chromium import Chromium
+from tests.web.chromium import PATIENCE_MS, Chromium
 from wgllm.serve.security import security_headers
 from wgllm.serve.settings import Settings
 from wgllm.serve.static import FOLDER, read_file
@@ -38,6 +38,12 @@ addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDir
 addEventListener("error", (e) => failures.push(String(e.message)));
 addEventListener("unhandledrejection", (e) => failures.push(String(e.reason?.stack ?? e.reason)));
 for (const name of ["alert", "confirm", "prompt", "print"]) window[name] = () => { window.canary++; };
+"""
+
+# What goes away by itself after a while stays to be seen, however slow the machine is.
+PATIENT = """
+const soon = window.setTimeout;
+window.setTimeout = (act, ms, ...rest) => soon(act, ms >= 1000 ? 100 * ms : ms, ...rest);
 """
 
 
@@ -215,17 +221,19 @@ class ChatPage:
         self.page = page
         self.server = server
         self.requests: list[str] = []
-        page.set_default_timeout(60_000)
+        page.context.set_default_timeout(PATIENCE_MS)
         page.add_init_script(CANARY)
+        page.add_init_script(PATIENT)
         page.add_init_script(path=HERE / "page_checks.js")
         page.add_init_script("window.fake = " + json.dumps(fake))
         page.on("request", lambda request: self.requests.append(request.url))
 
-    def open(self, *, ready: bool = True, fragment: str = "") -> None:
+    def open(self, *, phase: str | None = "ready", fragment: str = "") -> None:
+        """Until it is in that phase; None: until it has its parts, and perhaps not yet an answer of the server's."""
         self.page.goto(f"{self.server.url}?test{fragment}")
         self.page.wait_for_function("() => window.wgllmPage")
-        if ready:
-            self.page.wait_for_selector('#where[data-phase="ready"]')
+        if phase is not None:
+            self.page.wait_for_selector(f'#where[data-phase="{phase}"]')
 
     def set(self, **fake: Any) -> None:
         """Changes the script of the fake model."""
@@ -245,7 +253,7 @@ class ChatPage:
         # The store does one after the other: the first of these answers after the chat is kept, the second after the
         # list of chats is read that this brings.
         self.page.evaluate("async () => { await wgllmPage.store.list(); await wgllmPage.store.list(); }")
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 30)))")
+        self.page.evaluate("() => checks.drawn()")
 
     def texts(self) -> list[str]:
         """What the shown messages say."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # WebGPU on a software adapter, which browsers do not offer by themselves.
 FLAGS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+# What a page comes to is waited for so long, in milliseconds: a machine may be busy.
+PATIENCE_MS = 60_000
 # For the administrator, in whose name containers often run, Chromium has no sandbox.
 AS_ROOT = ("--no-sandbox",)
 
@@ -43,6 +45,7 @@ class Chromium:
 
         def made(browser: Browser) -> Tab:
             page = browser.new_context().new_page()
+            page.set_default_timeout(PATIENCE_MS)
             if script is not None:
                 page.add_init_script(path=script)
             return Tab(self, page, ready)
@@ -109,7 +112,7 @@ def _launch(stack: contextlib.ExitStack, flags: Sequence[str]) -> Browser:
     playwright = stack.enter_context(sync_playwright())
     try:
         browser = playwright.chromium.launch(
-            executable_path=executable, args=[*flags, *(AS_ROOT if as_root else ())]
+            executable_path=executable, args=[*flags, *(AS_ROOT if as_root else ())], timeout=2 * PATIENCE_MS
         )
     except Error as error:
         raise NoBrowser(f"{executable} can't be used: {str(error).splitlines()[0]}") from error

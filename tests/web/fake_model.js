@@ -1,7 +1,8 @@
 /**
  * A model that says what a test tells it to, in the place of local_model.js. `window.fake` has the script:
  * obstacle, loadError, generateError {after, kind, message}: errors; steps: how loading goes; reply: what it says
- * (a text, or a list of texts, one per reply); pause: milliseconds between tokens; stored: bytes by model, and rest:
+ * (a text, or a list of texts, one per reply); pause: milliseconds between tokens; hold, holdPrefill, holdAfter: where
+ * it waits, in loading, before a reply or after so many tokens of it, as long as the script has that; stored: bytes by model, and rest:
  * those of none.
  */
 
@@ -94,15 +95,15 @@ export class LocalModel {
         });
         try {
             yield { type: "progress", stage: "prefill", done: 0, total: promptTokens };
-            if (script().holdPrefill) {
-                await wait(1e6, signal);
+            while (script().holdPrefill) {
+                await wait(10, signal);
             }
             for (const piece of pieces) {
                 if (generateError && made === generateError.after) {
                     throw new ModelError(generateError.kind, generateError.message);
                 }
-                if (script().holdAfter === made) {
-                    await wait(1e6, signal);
+                while (script().holdAfter === made) {
+                    await wait(10, signal);
                 }
                 if (pause > 0) {
                     await wait(pause, signal);

@@ -274,16 +274,27 @@ checks.growingStrangely = async (texts) => {
     });
 };
 
-/** Collects in `window.moved` what moves by itself. */
+/** Until all that has been changed so far is drawn. */
+checks.drawn = async () => {
+    for (let frame = 0; frame < 2; frame++) {
+        await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    }
+};
+
+/** What moves by itself from now on. Gives a function that tells it, and then begins anew. */
 checks.watchShifts = () => {
-    window.moved = [];
-    new PerformanceObserver((list) => {
-        for (const { value, sources } of list.getEntries()) {
-            if (value > 0.001) {
-                window.moved.push([value, ...sources.map(({ node }) => node?.className ?? node?.nodeName)]);
-            }
-        }
-    }).observe({ type: "layout-shift" });
+    const observer = new PerformanceObserver((list) => seen.push(...list.getEntries()));
+    let seen = [];
+    observer.observe({ type: "layout-shift" });
+    return async () => {
+        await checks.drawn();
+        const all = [...seen, ...observer.takeRecords()].filter(({ value }) => value > 0.001);
+        seen = [];
+        return all.map(({ value, sources }) => [
+            value,
+            ...sources.map(({ node }) => node?.className ?? node?.nodeName),
+        ]);
+    };
 };
 
 /** Collects in `window.heard` what a screen reader is told. */

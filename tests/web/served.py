@@ -57,6 +57,8 @@ class Served:
         """Their paths, in order."""
         self.schedules: list[Width] = []
         """Those that were answered with."""
+        self.refused = 0
+        """How many answers had status 409: a plan was not known."""
         self.broken: list[str] = []
         """What goes wrong with the next answers with weights: ``cut`` or ``damaged``."""
         self.restart()
@@ -93,7 +95,16 @@ class Served:
                 scope, send = {**scope, "headers": plain}, self._recording(send)
             elif path.endswith("/weights") and self.broken:
                 send = _broken(self.broken.pop(0), send)
+            send = self._counting(send)
         await self._app(scope, receive, send)
+
+    def _counting(self, send: Send) -> Send:
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.refused += message["status"] == 409
+            await send(message)
+
+        return count
 
     def _recording(self, send: Send) -> Send:
         body = bytearray()

@@ -20,9 +20,9 @@ def test_messages_that_are_made_again(chat: ChatPage) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector(".waiting")
     assert page.evaluate(FOCUSED) == "Reply"
-    chat.set(holdPrefill=False)
     page.keyboard.press("Escape")
     chat.settle()
+    chat.set(holdPrefill=False)
     assert page.evaluate(FOCUSED) == "Reply"
     page.keyboard.press("Tab")
     assert page.evaluate(FOCUSED) == "Previous version"
@@ -67,7 +67,7 @@ def test_chats_that_are_deleted(chat: ChatPage) -> None:
 @on_page(fake={"hold": True})
 def test_panels_that_change(chat: ChatPage) -> None:
     chat.server.gone = True
-    chat.open(ready=False)
+    chat.open(phase=None)
     page = chat.page
     again = "#welcome .trouble >> text=Try again"
     page.wait_for_selector(again)

@@ -16,7 +16,7 @@ def test_what_was_begun_is_not_lost(chat: ChatPage) -> None:
     page.keyboard.press("Enter")  # leads to the field, and no further
     assert page.evaluate("() => document.activeElement.id") == "input"
     page.keyboard.press("Alt+n")
-    assert [page.input_value("#input"), "#" in page.url] == ["begun", False]
+    assert [page.input_value("#input"), page.evaluate("() => location.hash")] == ["begun", ""]
     page.reload()
     page.wait_for_selector('#where[data-phase="ready"]')
     assert page.input_value("#input") == "begun"
@@ -36,9 +36,9 @@ def test_what_was_begun_is_not_lost(chat: ChatPage) -> None:
     page.fill("#input", "for a new one")
     page.click(".chats .go")
     assert [page.input_value(i) for i in ("#input", ".edit textarea")] == ["for the first", "First, edited"]
-    chat.set(holdAfter=None)
     page.click("#stop")
     chat.settle()
+    chat.set(holdAfter=None)
     page.press(".edit textarea", "Enter")
     chat.settle()
     assert chat.texts() == ["First, edited", "words that go on and on"]
@@ -90,7 +90,7 @@ def test_back_leads_to_the_chat_before(chat: ChatPage) -> None:
     page.evaluate("() => { location.hash = '#0123456789abcdef01234567'; }")
     page.wait_for_selector("text=The chat of this address is not kept in this browser.")
     assert page.evaluate(OPEN) == "New chat"
-    assert "#" not in page.url
+    assert page.evaluate("() => location.hash") == ""
     # Whoever leaves while a reply is written is asked.
     kinds: list[str] = []
     page.on("dialog", lambda dialog: (kinds.append(dialog.type), dialog.accept()))
@@ -101,6 +101,48 @@ def test_back_leads_to_the_chat_before(chat: ChatPage) -> None:
     page.wait_for_selector('#where[data-phase="ready"]')
     page.reload()
     assert kinds == ["beforeunload"]
+
+
+@on_page()
+def test_what_was_asked_for_last_is_opened(chat: ChatPage) -> None:
+    """Though what was asked for before is read later."""
+    chat.open()
+    page = chat.page
+    for text in ("One", "Two", "Three"):
+        page.keyboard.press("Alt+n")
+        chat.say(text)
+    page.evaluate(
+        """() => {
+            const { store } = wgllmPage;
+            const get = store.get.bind(store);
+            window.slow = { id: wgllmPage.app.chats.chat.id, reads: [] };
+            store.get = async (id) => {
+                if (id === slow.id) {
+                    await new Promise((go) => slow.reads.push(go));
+                }
+                return get(id);
+            };
+            slow.read = async () => {
+                slow.reads.splice(0).forEach((go) => go());
+                await store.list();
+                await checks.drawn();
+            };
+        }"""
+    )
+    page.click("text=Two")
+    chat.eventually("() => document.querySelector('#title').textContent === 'Two'")
+    page.click(".chats .go >> text=Three")
+    page.click(".chats .go >> text=One")
+    chat.eventually("() => document.querySelector('#title').textContent === 'One'")
+    page.evaluate("() => slow.read()")
+    assert chat.texts()[0] == "One"
+    page.click(".chats .go >> text=Three")
+    page.keyboard.press("Alt+n")
+    page.evaluate("() => slow.read()")
+    assert page.evaluate(OPEN) == "New chat"
+    page.click(".chats .go >> text=Three")
+    page.evaluate("() => slow.read()")
+    chat.eventually("() => document.querySelector('#title').textContent === 'Three'")
 
 
 @on_page(fake={"reply": "one two three four five six", "pause": 5})
@@ -169,6 +211,7 @@ def test_the_list_of_chats_stays_as_it_is_while_a_reply_is_written(chat: ChatPag
     page.keyboard.press("Escape")
     assert page.evaluate("() => document.activeElement.ariaLabel") == "Options of “Older”"
     page.click("text=Older")
+    chat.eventually("() => document.querySelector('#title').textContent === 'Older'")
     chat.say("More")
     titles = "() => Array.from(document.querySelectorAll('.chats .go'), (each) => each.textContent)"
     assert page.evaluate(titles) == ["Older", "Newer"]

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from tests.web.chat_page import ChatPage, on_page
+from tests.web.chat_page import PATIENT, ChatPage, on_page
 from wgllm.sessions_export import from_json
 
-LONG = "A line of a long reply.\n\n" * 60
+LINE = "A line of a long reply.\n\n"
+# It ends when it is stopped: for all of it the fake model takes minutes.
+ENDLESS = LINE * 6000
 ALL_OF_IT = """# Title
 
 Text with **bold**, *italics*, `code` and a [link](https://example.com).
@@ -104,7 +106,7 @@ def test_another_reply_and_an_edit_are_branches(chat: ChatPage) -> None:
 
 @on_page(fake={"hold": True})
 def test_a_message_that_is_sent_while_the_model_loads_waits_for_it(chat: ChatPage) -> None:
-    chat.open(ready=False)
+    chat.open(phase="loading")
     chat.say("Early", wait=False)
     chat.page.wait_for_selector(".waiting")
     assert chat.page.is_visible("#dock-panel .progress")
@@ -117,7 +119,7 @@ def test_a_message_that_is_sent_while_the_model_loads_waits_for_it(chat: ChatPag
 
 @on_page(fake={"hold": True})
 def test_loading_that_is_stopped_can_go_on(chat: ChatPage) -> None:
-    chat.open(ready=False)
+    chat.open(phase="loading")
     chat.say("Early", wait=False)
     chat.page.click("#dock-panel >> text=Cancel")
     chat.settle()
@@ -141,7 +143,7 @@ def test_loading_that_is_stopped_can_go_on(chat: ChatPage) -> None:
     }
 )
 def test_loading_tells_how_far_it_is(chat: ChatPage) -> None:
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.eventually("() => document.querySelector('.amount')?.textContent.startsWith('30.0 MB of 96.7 MB')")
     assert chat.page.get_attribute(".progress", "aria-valuenow") == "31"
     assert chat.page.inner_text(".stage") == "Loading weights…"
@@ -155,20 +157,22 @@ def test_much_is_loaded_only_after_asking(chat: ChatPage) -> None:
     chat.page.route("**/static/page/compute.js", lambda route: route.fulfill(
         response=(answer := route.fetch()), body=answer.text().replace("location.hostname", '"box.lan"')
     ))  # fmt: skip
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.page.click("text=Load 1.20 GB")
     chat.page.wait_for_selector('#where[data-phase="ready"]')
 
 
-@on_page(fake={"reply": LONG, "pause": 4})
-def test_scrolling_follows_unless_one_has_scrolled_up(chat: ChatPage) -> None:
+@on_page(fake={"reply": ENDLESS, "pause": 4})
+@pytest.mark.parametrize("by", [400, 20])
+def test_scrolling_follows_unless_one_has_scrolled_up(chat: ChatPage, by: int) -> None:
+    """Be it by a little: what is written meanwhile does not take it back."""
     chat.open()
     at_end = "() => checks.atEnd()"
     chat.say("Go on", wait=False)
     chat.eventually("() => document.querySelector('#scroller').scrollTop > 100")
     assert chat.page.evaluate(at_end)
     chat.page.mouse.move(600, 300)
-    chat.page.mouse.wheel(0, -400)
+    chat.page.mouse.wheel(0, -by)
     chat.page.wait_for_selector("#to-bottom:not([hidden])")
     height = chat.page.evaluate("() => document.querySelector('#scroller').scrollHeight")
     chat.eventually("(h) => document.querySelector('#scroller').scrollHeight > h", height)
@@ -201,7 +205,7 @@ def test_markdown_figures_and_a_context_that_is_nearly_full(chat: ChatPage) -> N
 @on_page()
 def test_markdown_that_grows_ends_as_markdown_that_came_at_once(chat: ChatPage) -> None:
     chat.open()
-    texts = [ALL_OF_IT, LONG[:200], "a\r\nb\tc\n\n\u00a0d\n\u2028e", "```\ncode\n\n\nmore"]
+    texts = [ALL_OF_IT, LINE * 8, "a\r\nb\tc\n\n\u00a0d\n\u2028e", "```\ncode\n\n\nmore"]
     assert chat.page.evaluate("(texts) => checks.growing(texts)", texts) == []
 
 
@@ -279,6 +283,16 @@ def test_what_is_exported_is_read_back_here_and_by_the_terminal(chat: ChatPage) 
     assert chat.texts() == ["Question", "said again"]
 
 
+# The browser's locks answer late.
+LATE_LOCKS = """
+const { request } = LockManager.prototype;
+LockManager.prototype.request = async function (...asked) {
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    return request.apply(this, asked);
+};
+"""
+
+
 @on_page(fake={"reply": "one two three four five six seven", "holdAfter": 3})
 def test_what_a_killed_tab_had_written_is_there_and_interrupted(chat: ChatPage) -> None:
     chat.open()
@@ -287,6 +301,9 @@ def test_what_a_killed_tab_had_written_is_there_and_interrupted(chat: ChatPage) 
     # The model writes on for a second, so that what there is has been saved; then the tab is gone.
     chat.page.evaluate("() => { const r = wgllmPage.app.chats.chat; return wgllmPage.store.save(r); }")
     other = chat.page.context.new_page()
+    # Which of the two tells, and be it later than the chats are read: the lock, not the time that has passed.
+    other.add_init_script(PATIENT)
+    other.add_init_script(LATE_LOCKS)
     other.goto(chat.page.url)
     other.wait_for_selector(".assistant .mark")
     assert other.inner_text(".assistant .mark") == "Being written in another tab…"
@@ -336,7 +353,7 @@ OBSTACLES = {
 def test_without_a_card_the_server_computes(chat: ChatPage, kind: str) -> None:
     chat.page.add_init_script(f"window.fake.obstacle = {{kind: {kind!r}, message: 'in its own words'}}")
     chat.server.say("Hello", " from", " the server")
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.page.wait_for_selector("#welcome .trouble")
     told = chat.page.inner_text("#welcome .trouble")
     assert OBSTACLES[kind] in told and "in its own words" in told
@@ -393,7 +410,7 @@ def test_a_card_that_is_lost_while_nothing_runs(chat: ChatPage) -> None:
 
 @on_page(fake={"loadError": {"kind": "out-of-memory", "message": "no room for 271 MB"}})
 def test_a_card_without_room(chat: ChatPage) -> None:
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.page.wait_for_selector(".trouble")
     told = chat.page.inner_text(".trouble")
     assert "not enough memory left" in told and "no room for 271 MB" in told
@@ -405,7 +422,7 @@ def test_a_card_without_room(chat: ChatPage) -> None:
 @on_page()
 def test_the_key_that_a_server_wants(chat: ChatPage) -> None:
     chat.server.key = "secret"
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.page.wait_for_selector("#key[open]")
     chat.page.keyboard.type("wrong")
     chat.page.keyboard.press("Enter")
@@ -422,7 +439,7 @@ def test_the_key_that_a_server_wants(chat: ChatPage) -> None:
 @on_page()
 def test_a_server_that_is_gone(chat: ChatPage) -> None:
     chat.server.gone = True
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.page.wait_for_selector("text=The server can't be reached")
     chat.server.gone = False
     chat.page.click("text=Try again")
@@ -539,6 +556,8 @@ def test_contrast_and_names(chat: ChatPage) -> None:
     for opened in (None, "#open-settings", "#open-card", "#open-help"):
         if opened:
             page.click(opened)
+        if opened == "#open-card":
+            page.wait_for_selector("#card >> text=of weights are kept")  # the last that comes
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
             seen, poor = page.evaluate("() => checks.contrast()")
@@ -567,6 +586,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(chat: ChatPage) -> None:
     chat.say("w" * 200)
     for width in (390, 320):
         page.set_viewport_size({"width": width, "height": 640})
+        chat.eventually("(width) => innerWidth === width", width)
         assert max(page.evaluate("() => checks.wide()")) <= 0
         assert page.evaluate("() => checks.small()") == []
     page.click("#open-side")
@@ -587,13 +607,16 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(chat: ChatPage) -> None:
 @on_page(fake={"reply": "one two three\n\nfour five six\n\n```js\nseven\neight\n```\n\nnine", "pause": 15})
 def test_nothing_moves_while_a_reply_is_written(chat: ChatPage) -> None:
     chat.open()
-    chat.page.evaluate("() => checks.watchShifts()")
-    chat.page.evaluate("() => wgllmPage.app.chats.send('Go')")
-    chat.page.wait_for_selector(".assistant")
-    chat.page.evaluate("() => { moved.length = 0; }")
+    chat.set(holdPrefill=True)
+    chat.page.evaluate("() => { window.moved = checks.watchShifts(); }")
+    chat.page.evaluate("() => void wgllmPage.app.chats.send('Go')")
+    chat.page.wait_for_selector(".waiting >> text=Reading the conversation")
+    chat.page.evaluate("() => moved()")
+    chat.set(holdPrefill=False)
     chat.settle()
-    chat.page.wait_for_timeout(100)
-    assert chat.page.evaluate("() => moved") == []
+    assert chat.page.evaluate("() => moved()") == []
+    chat.page.evaluate("() => { document.querySelector('#log').style.paddingTop = '99px'; }")
+    assert chat.page.evaluate("() => moved()") != []
 
 
 @on_page()

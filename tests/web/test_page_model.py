@@ -36,7 +36,8 @@ def test_a_new_key_stops_no_reply_and_loads_nothing(chat: ChatPage) -> None:
     with chat.page.expect_response("**/api/model") as answer:
         chat.page.keyboard.press("Enter")
     assert answer.value.status == 200
-    chat.page.wait_for_timeout(100)  # what the answer brings about
+    # Answers come in turn: after another the first has brought about all that it does.
+    chat.page.evaluate("() => wgllmPage.app.connect()")
     assert chat.page.evaluate("() => wgllmPage.app.chats.busy")
     assert chat.texts()[1] == "kept word" and chat.page.get_attribute("#where", "data-phase") == "ready"
     assert (loads(chat), chat.page.evaluate("() => fakeModel.api.settings.key")) == (before, "secret")
@@ -113,7 +114,7 @@ def test_a_load_that_a_remedy_began_is_cancelled_for_good(chat: ChatPage) -> Non
 
 @on_page(fake={"obstacle": {"kind": "no-webgpu", "message": "none"}})
 def test_a_server_that_does_not_answer_and_is_not_waited_for(chat: ChatPage) -> None:
-    chat.open(ready=False)
+    chat.open(phase=None)
     held: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -144,7 +145,7 @@ HEADERS = {"network": "Server not reachable", "lost": "Card lost", "page": "Page
 @pytest.mark.parametrize("kind", HEADERS)
 def test_the_heading_tells_what_failed(chat: ChatPage, kind: str) -> None:
     chat.page.add_init_script(f"window.fake.loadError = {{kind: {kind!r}, message: 'so it is'}}")
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.page.wait_for_selector('#where[data-phase="failed"]')
     assert chat.page.inner_text("#where-text") == HEADERS[kind]
 
@@ -171,7 +172,7 @@ def test_stored_weights_are_deleted_whatever_computes(chat: ChatPage, when: str)
     elif when == "failed":
         chat.page.add_init_script("window.fake.loadError = {kind: 'shader', message: 'refused'}")
     chat.server.gone = when == "gone"
-    chat.open(ready=False)
+    chat.open(phase=None)
     chat.page.wait_for_selector('#where[data-phase="ready"], #where[data-phase="failed"]')
     chat.page.click("#where")
     chat.page.wait_for_selector("text=1.28 GB of weights are kept")

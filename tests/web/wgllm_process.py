@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_PATIENCE = 60.0
+_PATIENCE = 300.0
+"""Seconds for its start, and for its end: a machine may be busy."""
 
 
 class ServerProcess:
@@ -25,6 +28,8 @@ class ServerProcess:
         self.other: list[str] = []
         """Nothing: what scripted servers were asked in vain."""
         self._found = threading.Event()
+        self._said = threading.Condition()
+        self._marks = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "wgllm", "serve", "--port", "0", "-v", *arguments],
             stderr=subprocess.PIPE,
@@ -36,8 +41,14 @@ class ServerProcess:
         self._reader.start()
 
     def asked(self, pattern: str) -> int:
-        """How many requests were answered whose line has the regular expression."""
+        """How many requests were answered before whose line has the regular expression."""
+        self._wait_for_lines()
         return sum(re.search(pattern, line) is not None for line in self.lines)
+
+    def forget(self) -> None:
+        """What was answered before counts no more."""
+        self._wait_for_lines()
+        self.lines.clear()
 
     def close(self) -> int:
         """Ends it as Ctrl-C does; its exit code."""
@@ -55,10 +66,22 @@ class ServerProcess:
         if not self._found.wait(_PATIENCE) or not self.url:
             raise AssertionError("\n".join(["the server did not start", *self.lines]))
 
+    def _wait_for_lines(self) -> None:
+        """Until it has told of all that it has answered: it tells of one answer after the other."""
+        self._marks += 1
+        path = f"/marks/{self._marks}"
+        with contextlib.suppress(urllib.error.HTTPError):  # there is no such page
+            urllib.request.urlopen(self.url.rstrip("/") + path, timeout=_PATIENCE).close()
+        with self._said:
+            told = self._said.wait_for(lambda: any(f"GET {path} " in line for line in self.lines), _PATIENCE)
+        assert told, "\n".join(["the server did not tell what it was asked", *self.lines])
+
     def _read(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            self.lines.append(line.rstrip())
+            with self._said:
+                self.lines.append(line.rstrip())
+                self._said.notify_all()
             if not self.url and (match := re.search(r" at (http://\S+)", line)):
                 self.url = match[1] + "/"
                 self._found.set()

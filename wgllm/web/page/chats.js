@@ -28,6 +28,7 @@ export class Chats {
     /** @type {{reply: Reply, chat: Chat, done: Promise<void>} | null} */ #running = null;
     #parts;
     #keeper;
+    #asked = 0;
     #refreshSoon = eachFrame(() => this.refresh());
     #watch = new Watch((id) => void this.#reread(id));
 
@@ -53,20 +54,28 @@ export class Chats {
 
     /** Opens a new chat, unless the open one is new. */
     create() {
+        this.#asked++;
         if (this.chat.revision > 0 || this.chat.leaf !== null) {
             this.#enter(this.#new(), { step: true });
         }
         this.#parts.composer.focus();
     }
 
-    /** @param {string} id @param {{step?: boolean}} [options] `step`: the browser's Back undoes it. */
+    /**
+     * Opens a chat, unless another is asked for while it is read. False: there is none of this name.
+     * @param {string} id
+     * @param {{step?: boolean}} [options] `step`: the browser's Back undoes it.
+     */
     async open(id, { step = true } = {}) {
+        const asked = ++this.#asked;
         const running = this.#running?.chat;
         const chat = running?.id === id ? running : await this.#keeper.read(id);
         if (chat === null) {
             return false;
         }
-        this.#enter(chat, { step });
+        if (asked === this.#asked) {
+            this.#enter(chat, { step });
+        }
         return true;
     }
 
@@ -306,10 +315,11 @@ export class Chats {
 
     /** @param {string} id Empty: none is named. */
     async #openNamed(id) {
-        if (id !== "" && (await this.open(id, { step: false }))) {
+        if (id === "") {
+            this.#asked++;
+        } else if (await this.open(id, { step: false })) {
             return;
-        }
-        if (id !== "") {
+        } else {
             toast("The chat of this address is not kept in this browser.");
         }
         this.#enter(this.#new());

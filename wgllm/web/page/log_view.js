@@ -6,8 +6,9 @@ import { branch, childrenOf } from "./tree.js";
 
 /** @typedef {import("./tree.js").Chat} Chat @typedef {import("./tree.js").Message} Message */
 
-/** So near to the end, in pixels, is at the end. */
+/** So near to the end, in pixels, whoever scrolls down has come to it; who is nearer yet is at it, with what is rounded. */
 const NEAR = 40;
+const AT = 2;
 
 /** Of what drawing a frame took, this many times passes before the next, so that keys never wait. */
 const REST = 4;
@@ -149,14 +150,15 @@ export class LogView {
     /** Whoever scrolls up is left there; whoever comes back to the end is taken along again. */
     #look() {
         const { scrollTop, scrollHeight, clientHeight } = this.#scroller;
-        const atEnd = scrollHeight - scrollTop - clientHeight < NEAR;
-        if (atEnd) {
+        const left = scrollHeight - scrollTop - clientHeight;
+        // What gets shorter takes whoever is at its end up along with it: that is no scrolling.
+        if (left < AT || (left < NEAR && scrollTop > this.#lastTop)) {
             this.#following = true;
         } else if (scrollTop < this.#lastTop) {
-            this.#following = false;
+            this.#following = false; // also by a little: what is drawn next must not take that back
         }
         this.#lastTop = scrollTop;
-        this.#toBottom.hidden = atEnd || this.#following;
+        this.#toBottom.hidden = left < NEAR || this.#following;
     }
 
     #follow() {

@@ -12,19 +12,27 @@ const SILENT_MS = 15_000;
 /** This tab's name. */
 export const tab = newId();
 
-let held = false;
+/** Whether this browser has locks; it is known once this tab has its own. @type {Promise<boolean>} */
+let held = Promise.resolve(false);
 
 /** Tells the other tabs that this one is here, as long as it is. */
 export function enter() {
-    void navigator.locks?.request(PREFIX + tab, () => {
-        held = true;
-        return new Promise(() => {});
+    const { locks } = navigator;
+    if (!locks) {
+        return;
+    }
+    held = new Promise((resolve) => {
+        const hold = () => {
+            resolve(true);
+            return new Promise(() => {});
+        };
+        locks.request(PREFIX + tab, hold).catch(() => resolve(false));
     });
 }
 
 /** Tells of a reply whether its tab is gone. @returns {Promise<(message: Message) => boolean>} */
 export async function judge() {
-    const state = held ? await navigator.locks.query() : null;
+    const state = (await held) ? await navigator.locks.query() : null;
     const names = state === null ? null : new Set((state.held ?? []).map(({ name }) => name));
     return ({ owner, touched, created }) => {
         if (owner === tab) {
@@ -62,7 +70,7 @@ export class Watch {
 
 /** @param {string} [owner] @returns {Promise<void>} */
 async function ended(owner) {
-    if (held && owner !== undefined) {
+    if (owner !== undefined && (await held)) {
         await navigator.locks.request(PREFIX + owner, () => {}); // which that tab holds as long as it is there
     } else {
         await new Promise((resolve) => {
