@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from tests.serve.running import FakeWorker
 from wgllm import worker_process
-from wgllm.fake import FakeEngine
+from wgllm.engine import Event, FinishReason
+from wgllm.fake import ByteTokenizer, FakeEngine
 from wgllm.worker import Listener
 from wgllm.worker_protocol import ModelFacts
 
@@ -28,7 +30,8 @@ def plain() -> None:
 
 
 def never_loads() -> None:
-    """Dies at its start."""
+    """Dies at its start, when it has been told what to load."""
+    sys.stdin.buffer.read(1)
     os._exit(3)
 
 
@@ -38,6 +41,43 @@ def stuck_in_loading() -> None:
 
 def stuck_in_prefill() -> None:
     FakeEngine.step = lambda engine: time.sleep(600)  # type: ignore[assignment, method-assign, return-value]
+
+
+def stuck_in_prompts() -> None:
+    ByteTokenizer._encode_text = lambda *arguments: time.sleep(600)  # type: ignore[assignment, method-assign, return-value]
+
+
+def stuck_after_5_tokens() -> None:
+    step = FakeEngine.step
+    made: list[Event] = []
+
+    def some(engine: FakeEngine) -> list[Event]:
+        if len(made) >= 5:
+            time.sleep(600)
+        events = step(engine)
+        made.extend(events)
+        return events
+
+    FakeEngine.step = some  # type: ignore[method-assign]
+
+
+def counts_what_comes_after_a_cancel() -> None:
+    """Tells as ``cached_tokens`` how many tokens it made of a reply after it had heard that this was cancelled."""
+    cancel, end = FakeEngine.cancel, FakeEngine._end
+    had: dict[int, int] = {}
+
+    def cancelled(engine: FakeEngine, request: int) -> None:
+        cancel(engine, request)
+        made = [reply.made for reply in engine._waiting if reply.number == request]
+        had.setdefault(request, *made or [0])
+
+    def ended(engine: FakeEngine, reply: Any, reason: FinishReason) -> Event:
+        event = end(engine, reply, reason)
+        assert event.stats is not None
+        after = reply.made - had.get(reply.number, reply.made)
+        return replace(event, stats=replace(event.stats, cached_tokens=after))
+
+    FakeEngine.cancel, FakeEngine._end = cancelled, ended  # type: ignore[method-assign]
 
 
 def aborts() -> None:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import httpx
 
 from wgllm.serve.network import listeners
-from wgllm.serve.server import Server
+from wgllm.serve.server import Connection, Server
+
+# How long anything may take on a slow machine that does other things too.
+PATIENCE = 60.0
+# For limits that must not be what ends a test's wait, and for what would take for ever.
+FOR_EVER = 10 * PATIENCE
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class InThread:
@@ -30,7 +44,7 @@ class InThread:
         self.thread.start()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def exchange(self, data: bytes) -> bytes:
         """All that a connection answers to some bytes until it is closed."""
@@ -39,14 +53,40 @@ class InThread:
             return read_all(connection)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=10, **options)
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE, **options)
 
-    def health_seconds(self) -> float:
-        """How long /health takes on a connection of its own."""
-        began = time.monotonic()
+    def check_health(self) -> None:
+        """/health is answered on a connection of its own, before any wait of ``FOR_EVER`` ends."""
         found = self.exchange(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert found.startswith(b"HTTP/1.1 200 ") and b'"status":"ok"' in found
-        return time.monotonic() - began
+
+    @property
+    def connections(self) -> list[Connection]:
+        return list(self.server.server_state.connections)  # type: ignore[arg-type]
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """In the server's own loop."""
+        loop = self.server.servers[0].get_loop()
+        return asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE)
+
+    def pass_time(self, seconds: float) -> None:
+        """Lets the server's loop take it for so much later: its timers of that time have run afterwards."""
+
+        async def jump() -> None:
+            loop = asyncio.get_running_loop()
+            now = loop.time
+            loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+            for _ in range(
+                4
+            ):  # timers that are due run in the next turn, what they have begun in those after it
+                await asyncio.sleep(0)
+
+        self.do(jump())
+
+    def end(self) -> None:
+        self.server.stop()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
 
 
 @contextlib.contextmanager
@@ -58,9 +98,7 @@ def serving(
     try:
         yield made
     finally:
-        made.server.stop()
-        made.thread.join(10)
-        assert not made.thread.is_alive()
+        made.end()
 
 
 def read_all(connection: socket.socket) -> bytes:

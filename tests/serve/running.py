@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from tests.serve.in_thread import serving
+from tests.serve.in_thread import PATIENCE, serving
 from wgllm.serve.engine_host import EngineHost
 from wgllm.serve.errors import EXCEPTION_HANDLERS, Boundary
 from wgllm.serve.limits import BodyLimit
@@ -22,8 +21,6 @@ from wgllm.serve.settings import Settings
 from wgllm.worker import Worker
 from wgllm.worker_protocol import ModelFacts
 
-# How long anything may take on a slow machine that does other things too.
-PATIENCE = 60.0
 T = TypeVar("T")
 
 
@@ -82,10 +79,3 @@ def fake_host(*replies: str, queue_size: int = 8, **options: Any) -> EngineHost:
     """A host of a ``FakeEngine``."""
     options = {"replies": list(replies) or ["Hello!"], **options}
     return EngineHost("fake", options, queue_size=queue_size, make_worker=FakeWorker)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -5,6 +5,8 @@ python -m tests.serve.serve_process COMMAND [ARGS]...
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -12,8 +14,12 @@ from typing import Any
 
 from starlette.routing import BaseRoute
 
+from tests.serve.in_thread import FOR_EVER
 from tests.serve.stand_ins import Seen, StandInHost, StandInModel, routes
 from wgllm.errors import DeviceError, ModelNotFoundError
+
+PORT = "WGLLM_TEST_PORT"
+"""In the environment: the port that ``wgllm web`` has by default."""
 
 
 class _Model(StandInModel):
@@ -65,9 +71,21 @@ def stand_ins() -> dict[str, ModuleType]:
 
 
 def main() -> int:
+    # As from a terminal, whatever the tests' own parent ignores: nohup, or a shell that has put them in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.modules.update(stand_ins())
     from wgllm.__main__ import main as run
+    from wgllm.cli.serve import web_command
+    from wgllm.serve import server
 
+    # Whoever waits for one of these limits does not end.
+    server.Connection.head_seconds = server.Connection.stalled_seconds = FOR_EVER
+    server._KEEP_ALIVE_SECONDS = int(FOR_EVER)
+    if PORT in os.environ:
+        (port,) = (option for option in web_command.params if option.name == "port")
+        port.default = int(os.environ[PORT])
     sys.argv[0] = "wgllm"
     return run()
 

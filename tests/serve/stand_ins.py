@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
 
-from tests.serve.in_thread import InThread, serving
+from tests.serve.in_thread import FOR_EVER, InThread, serving
 from wgllm.errors import DeviceError, UsageError
 from wgllm.serve.app import create_app
 from wgllm.serve.refusals import Refused
@@ -139,14 +139,14 @@ def routes(seen: Seen) -> list[Route]:
 
     async def wait(request: Request) -> Response:
         seen.waiting.set()
-        await asyncio.sleep(60)
+        await asyncio.sleep(FOR_EVER)
         return JSONResponse({})
 
     async def compute(request: Request) -> Response:
         from anyio import to_thread
 
         seen.waiting.set()
-        await to_thread.run_sync(seen.released.wait, 30)
+        await to_thread.run_sync(seen.released.wait, FOR_EVER)
         return JSONResponse({})
 
     return [

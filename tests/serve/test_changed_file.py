@@ -15,6 +15,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from tests.serve.in_thread import PATIENCE
 from tests.serve.stand_ins import StandInHost
 from tests.tiny import tiny
 from tests.unit.test_reading import cut, is_mapped, written
@@ -107,7 +108,7 @@ def streamed(app: Any, path: str, after_first: Callable[[], None]) -> list[bytes
     }  # fmt: skip
 
     async def answer() -> None:
-        await asyncio.wait_for(app(scope, receive, send), 30)
+        await asyncio.wait_for(app(scope, receive, send), PATIENCE)
 
     try:
         asyncio.run(answer())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.serve.in_thread import PATIENCE
 from tests.serve.stand_ins import StandInHost, StandInModel
 from wgllm.errors import DeviceError, WgllmError
 from wgllm.serve.app import create_app
@@ -44,13 +45,15 @@ def lived(host: StandInHost, seconds: float, *, load: bool = True) -> Told:
 
 
 def test_the_engine_is_told_when_it_is_ready() -> None:
-    assert lived(StandInHost(), 5) == [("ready", None)]
+    assert lived(StandInHost(), PATIENCE) == [("ready", None)]
 
 
 def test_what_went_wrong_is_told() -> None:
     error = DeviceError("there is no graphics card")
-    assert lived(StandInHost(error), 5) == [("failed", error)]  # itself: its exit code is the command's
-    ((_, unexpected),) = lived(StandInHost(ZeroDivisionError("x")), 5)
+    assert lived(StandInHost(error), PATIENCE) == [
+        ("failed", error)
+    ]  # itself: its exit code is the command's
+    ((_, unexpected),) = lived(StandInHost(ZeroDivisionError("x")), PATIENCE)
     assert isinstance(unexpected, WgllmError)
 
 

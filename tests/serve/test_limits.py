@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from tests.serve.in_thread import read_all
+from tests.serve.in_thread import FOR_EVER, PATIENCE, read_all, wait_for
 from tests.serve.stand_ins import Seen, application, ask, running
 from wgllm.serve.settings import Settings
 
@@ -76,14 +75,17 @@ def test_2000_random_bodies_are_answered_without_a_failure() -> None:
     assert len(seen.bodies) == codes.count(200)
 
 
-def test_65_megabytes_are_refused_on_a_real_connection_and_the_answer_arrives() -> None:
+def test_65_megabytes_are_refused_on_a_real_connection_and_the_answer_arrives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wgllm.serve.limits._LINGER_SECONDS", FOR_EVER)
     seen = Seen()
-    with running(seen=seen) as server:
+    with running(Settings(body_seconds=FOR_EVER), seen) as server:
         url = f"http://127.0.0.1:{server.port}/v1/echo"
-        assert httpx.post(url, content=bytes(65 << 20), timeout=30).status_code == 413
+        assert httpx.post(url, content=bytes(65 << 20), timeout=PATIENCE).status_code == 413
         chunked = (bytes(1 << 20) for _ in range(65))
-        assert httpx.post(url, content=chunked, timeout=30).status_code == 413
-        assert httpx.post(url, content=bytes(16 << 20), timeout=30).json() == {"size": 16 << 20}
+        assert httpx.post(url, content=chunked, timeout=PATIENCE).status_code == 413
+        assert httpx.post(url, content=bytes(16 << 20), timeout=PATIENCE).json() == {"size": 16 << 20}
     assert [len(body) for body in seen.bodies] == [16 << 20]
 
 
@@ -117,11 +119,8 @@ def test_requests_beyond_those_that_run_are_503_but_health_is_not() -> None:
         assert server.get("/health").status_code == 200
         for connection in connections:
             connection.close()
-        assert seen.cancelled.wait(5)
-        for _ in range(100):
-            if server.get("/api/model").status_code == 200:
-                break
-            time.sleep(0.02)
+        assert seen.cancelled.wait(PATIENCE)
+        wait_for(lambda: server.get("/api/model").status_code == 200)
         assert server.get("/api/model").status_code == 200
 
 

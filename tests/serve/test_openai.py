@@ -11,7 +11,8 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.running import PATIENCE, Running, running
+from tests.serve.in_thread import PATIENCE
+from tests.serve.running import Running, running
 from tests.tiny import tiny
 from wgllm.serve.engine_host import EngineHost
 

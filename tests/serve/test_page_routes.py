@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import wgllm
+from tests.serve.in_thread import PATIENCE
 from tests.tiny import CTX, tiny
 from wgllm.backends.fills import packed_file
 from wgllm.errors import ModelFileError
@@ -206,7 +207,7 @@ def held(
 
     def waits(*arguments: Any, **options: Any) -> Any:
         begun.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
         return real(*arguments, **options)
 
     monkeypatch.setattr(model, method, waits)
@@ -218,7 +219,7 @@ def test_facts_do_not_wait_for_templates(monkeypatch: pytest.MonkeyPatch) -> Non
     begun, go_on = held(monkeypatch, model, "chat_tokens")
     with client_of(model) as client, ThreadPoolExecutor(1) as pool:
         chat = pool.submit(client.post, "/api/chat_tokens", json={"messages": CHAT})
-        begun.wait(20)
+        assert begun.wait(PATIENCE)
         assert client.get("/api/model").json() == model.facts
         assert not chat.done()
         go_on.set()
@@ -232,7 +233,7 @@ def test_schedules_do_not_wait_for_plans(monkeypatch: pytest.MonkeyPatch) -> Non
         plan = client.post("/api/plans", json=WISH).json()
         begun, go_on = held(monkeypatch, model, "plan")
         plans = [pool.submit(client.post, "/api/plans", json=WISH) for _ in range(3)]
-        begun.wait(20)
+        assert begun.wait(PATIENCE)
         widths = [{"part": "body", "rows": 1, "cells": 1}]
         answer = client.post(f"/api/plans/{plan['id']}/schedules", json={"widths": widths})
         assert answer.status_code == 200
@@ -470,7 +471,7 @@ def test_a_client_that_leaves_stops_the_work(what: str) -> None:
             "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
             "headers": [], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
         }  # fmt: skip
-        await asyncio.wait_for(app(scope, receive, send), 30)
+        await asyncio.wait_for(app(scope, receive, send), PATIENCE)
         return bodies
 
     bodies = asyncio.run(leave())

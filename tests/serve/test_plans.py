@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.serve.in_thread import PATIENCE
 from tests.tiny import ALL, CTX, Tiny, tiny
 from wgllm.errors import UsageError
 from wgllm.plan import Limits, Plan, PlanError, Width
@@ -269,7 +270,7 @@ def test_many_at_once_with_limits_of_their_own() -> None:
     begun = threading.Barrier(8)
 
     def ask(i: int) -> tuple[str, str]:
-        begun.wait(10)
+        begun.wait(PATIENCE)
         limits, software = wishes[i % 4]
         plan = made(model, limits, software=software)
         widths = [Width("body", rows, cells) for rows in (1, 2, 8, 16) for cells in (1, 300, 512)]

@@ -17,6 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from tests.serve.in_thread import FOR_EVER, PATIENCE
 from tests.serve.stand_ins import running
 from wgllm.errors import ServeError, UsageError
 from wgllm.serve.network import own_names
@@ -27,6 +28,11 @@ NAMES = certificate_names(
     ("127.0.0.1", "chat.example.com"), ("192.168.1.5", "fd00::5", "0.0.0.0", "nonsense")
 )
 NOW = datetime.datetime(2026, 3, 1, tzinfo=datetime.timezone.utc)
+
+
+@pytest.fixture(autouse=True)
+def _handshakes_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wgllm.serve.server.HANDSHAKE_SECONDS", FOR_EVER)
 
 
 def certificate(path: Path) -> x509.Certificate:
@@ -113,37 +119,46 @@ def test_a_client_that_trusts_it_speaks_tls_and_others_do_not(tmp_path: Path) ->
     with running(context=server_context(files)) as server:
         for host in ("127.0.0.1", "localhost"):
             url = f"https://{host}:{server.port}/health"
-            answer = httpx.get(url, verify=trusting, headers={"Origin": f"https://{host}:{server.port}"})
+            own = {"Origin": f"https://{host}:{server.port}"}
+            answer = httpx.get(url, verify=trusting, headers=own, timeout=PATIENCE)
             assert answer.json()["status"] == "ok"
             assert "strict-transport-security" not in answer.headers
             wrong = {"Origin": f"http://{host}:{server.port}"}
-            assert httpx.get(url, verify=trusting, headers=wrong).status_code == 403
+            assert httpx.get(url, verify=trusting, headers=wrong, timeout=PATIENCE).status_code == 403
         with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
-            httpx.get(f"https://127.0.0.1:{server.port}/health")
+            httpx.get(f"https://127.0.0.1:{server.port}/health", timeout=PATIENCE)
         with pytest.raises(httpx.HTTPError):
-            httpx.get(f"http://127.0.0.1:{server.port}/health")
+            httpx.get(f"http://127.0.0.1:{server.port}/health", timeout=PATIENCE)
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         old.set_ciphers("DEFAULT:@SECLEVEL=0")
         with pytest.warns(DeprecationWarning):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         with (
-            socket.create_connection(("127.0.0.1", server.port), 5) as plain,
+            socket.create_connection(("127.0.0.1", server.port), PATIENCE) as plain,
             pytest.raises((ssl.SSLError, OSError)),
         ):
             old.wrap_socket(plain)
-        assert httpx.get(f"https://127.0.0.1:{server.port}/health", verify=trusting).status_code == 200
+        assert (
+            httpx.get(
+                f"https://127.0.0.1:{server.port}/health", verify=trusting, timeout=PATIENCE
+            ).status_code
+            == 200
+        )
 
 
-def test_100_handshakes_that_never_end_hold_nobody_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wgllm.serve.server.HANDSHAKE_SECONDS", 0.5)
+def test_100_handshakes_that_never_end_hold_nobody_up(tmp_path: Path) -> None:
     files = self_signed(tmp_path, NAMES)
     trusting = ssl.create_default_context(cafile=str(files.certificate))
     with running(context=server_context(files)) as server:
         silent = [server.connect() for _ in range(100)]
-        assert httpx.get(f"https://127.0.0.1:{server.port}/health", verify=trusting).status_code == 200
+        assert (
+            httpx.get(
+                f"https://127.0.0.1:{server.port}/health", verify=trusting, timeout=PATIENCE
+            ).status_code
+            == 200
+        )
+        server.pass_time(FOR_EVER)
         for connection in silent:
             assert connection.recv(1) == b""
             connection.close()
@@ -152,21 +167,19 @@ def test_100_handshakes_that_never_end_hold_nobody_up(
 def test_connections_that_never_begin_the_handshake_make_room_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wgllm.serve.server.HANDSHAKE_SECONDS", 600)
     monkeypatch.setattr("wgllm.serve.server._MOST_CONNECTIONS", 10)
     files = self_signed(tmp_path, NAMES)
     trusting = ssl.create_default_context(cafile=str(files.certificate))
     with running(context=server_context(files)) as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.connect()) for _ in range(60)]
         url = f"https://127.0.0.1:{server.port}/health"
-        assert httpx.get(url, verify=trusting).status_code == 200
+        assert httpx.get(url, verify=trusting, timeout=PATIENCE).status_code == 200
         for connection in silent[:49]:
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(1) == b""
         assert len(server.server.server_state.connections) <= 10
-        with httpx.Client(
-            verify=trusting
-        ) as client:  # which is not one of those that have been idle for longest
+        # Which is not one of those that have been idle for longest.
+        with httpx.Client(verify=trusting, timeout=PATIENCE) as client:
             for _ in range(3):
                 assert client.get(url).status_code == 200
 
@@ -193,10 +206,12 @@ def test_what_comes_with_the_end_of_the_handshake_is_answered(tmp_path: Path) ->
                 connection.sendall(sent.read())  # with the handshake's last message, or after it
                 answer = b""
                 while b"}" not in answer:
-                    received.write(connection.recv(65536))
+                    data = connection.recv(65536)
+                    assert data, answer
+                    received.write(data)
                     with contextlib.suppress(ssl.SSLWantReadError):
-                        while data := client.read(65536):
-                            answer += data
+                        while text := client.read(65536):
+                            answer += text
                 assert answer.startswith(b"HTTP/1.1 200 ")
     assert not server.server.server_state.connections
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.serve.in_thread import PATIENCE
 from tests.tiny import CTX, tiny
 from wgllm import models
 from wgllm.backends import fills as fills_module
@@ -163,7 +164,7 @@ def test_who_asks_for_what_is_being_packed_waits_for_it(monkeypatch: pytest.Monk
         return fill_bytes(*arguments)
 
     def ask(_: int) -> bytes:
-        waiting.wait(10)
+        waiting.wait(PATIENCE)
         return file.data(file.pieces[0])
 
     monkeypatch.setattr(weights_module, "fill_bytes", slow)

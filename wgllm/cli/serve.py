@@ -194,13 +194,13 @@ def _serve(
         for each in sockets:
             each.listen(1024)
         _tell_of_requests()
-        say(f"Serving {printable(model.id)} at {address} (Ctrl-C ends it)")
-        _tell_more(settings)
-        if open_page:
-            _open_page(address)
         code = 0
         try:
             with ending(server.stop), interrupts.cancelling(server.stop):
+                say(f"Serving {printable(model.id)} at {address} (Ctrl-C ends it)")
+                _tell_more(settings)
+                if open_page:
+                    _open_page(address)
                 server.run()
         except Terminated as terminated:
             code = terminated.exit_code

@@ -2,7 +2,8 @@
 
 A process that dies is started again at once. The second death in a row (no request ended well in between) of one that
 computed on a graphics card is the card's last: NumPy goes on. A model that can't be loaded is not tried again before
-some time has passed, twice as long after each failure.
+some time has passed, twice as long after each failure. A process that hangs without dying is found when somebody gives
+up what it should do: one that takes no notice of that is ended, and is as good as dead.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from wgllm.errors import DeviceError, WgllmError, WorkerError
 from wgllm.serve.errors import log
 from wgllm.serve.refusals import HostClosed, NotLoaded
+from wgllm.serve.vigil import cpu_seconds, is_stuck
 from wgllm.worker import Listener, Loading, Message, Notice, Worker
 from wgllm.worker_child import Died
 from wgllm.worker_protocol import ModelFacts
@@ -49,15 +51,22 @@ class EngineChild:
     """A ``Worker`` with its model. Belongs to one event loop."""
 
     def __init__(
-        self, model: str, options: Mapping[str, Any], make: Callable[[Listener], Worker] = Worker
+        self,
+        model: str,
+        options: Mapping[str, Any],
+        make: Callable[[Listener], Worker] = Worker,
+        *,
+        unheard_seconds: float,
     ) -> None:
-        """``options`` are those of ``wgllm.load`` as plain data."""
+        """``options`` are those of ``wgllm.load`` as plain data; ``unheard_seconds``: see ``give_up``."""
         self._model, self._options = model, dict(options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.worker = make(self._listen)
         self._watchers: set[Tell] = set()
+        self._unheard_seconds = unheard_seconds
+        self._vigils: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Task[None] | None = None
-        self._starts = 0
+        self.starts = 0
         """Which start of a process runs, from 1 on."""
         self._counted = 0
         """The last start whose death was counted."""
@@ -143,18 +152,35 @@ class EngineChild:
             self._watchers.discard(tell)
 
     async def ask(self, question: Callable[[Worker], Future[Any]]) -> Any:
-        """The answer to a call of the worker."""
-        return await asyncio.wrap_future(question(self.worker))
+        """The answer to a call of the worker. If the caller is cancelled, the answer is given up."""
+        start, answer = self.starts, asyncio.wrap_future(question(self.worker))
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            self.give_up(answer, start)
+            raise
 
-    def broken_by(self, error: WgllmError) -> bool:
-        """Whether ``error`` means that the process, or its device, is gone: it is then counted, and started again."""
-        if not isinstance(error, DeviceError) and not (
-            isinstance(error, WorkerError) and not self.worker.alive
-        ):
+    def give_up(self, answer: asyncio.Future[Any], start: int) -> None:
+        """Nobody waits any more for ``answer``, which the process of that start was told where it can be. It has to
+        come all the same: a process that does nothing for ``unheard_seconds`` without giving it is stuck, and is
+        started again."""
+        pid = self.worker.pid
+        if pid is None or start != self.starts:
+            return
+        vigil = asyncio.ensure_future(self._keep_vigil(answer, start, pid))
+        self._vigils.add(vigil)
+        vigil.add_done_callback(self._vigils.discard)
+
+    def broken_by(self, error: WgllmError, start: int) -> bool:
+        """Whether ``error``, met in the process of that start, means that it, or its device, is gone: it is then
+        counted, and started again, unless that has been done."""
+        gone = start != self.starts or not self.worker.alive
+        if not isinstance(error, DeviceError) and not (isinstance(error, WorkerError) and gone):
             return False
         if self._closed:
             raise HostClosed("the server is shutting down")
-        self._gone(error)
+        if start == self.starts:
+            self._gone(error)
         return True
 
     def worked(self) -> None:
@@ -167,11 +193,18 @@ class EngineChild:
         self._closed = True
         if self._loading is not None:
             self._loading.cancel()
+        for vigil in self._vigils:
+            vigil.cancel()
         await asyncio.to_thread(self.worker.close, _CLOSE_SECONDS)
+
+    async def _keep_vigil(self, answer: asyncio.Future[Any], start: int, pid: int) -> None:
+        stuck = await is_stuck(answer, lambda: cpu_seconds(pid), self._unheard_seconds)
+        if stuck and start == self.starts and not self._closed:
+            self._gone("the model's process does not answer any more, nor end what was given up")
 
     def _gone(self, why: object) -> None:
         """Counts the death of the process that was started last, once, and begins to start another."""
-        if self._counted == self._starts:
+        if self._counted == self.starts:
             return
         self._count_death()
         self.worker.kill()  # it may be there still, without a device
@@ -183,7 +216,7 @@ class EngineChild:
                 self._fail(WorkerError("the model's process ended again and again"))
 
     def _count_death(self) -> None:
-        self._counted = self._starts
+        self._counted = self.starts
         self._deaths += 1
         for line in self.worker.stderr:
             log.debug("the model's process: %s", line)
@@ -228,8 +261,8 @@ class EngineChild:
 
     def _start(self, changes: Mapping[str, Any]) -> Future[ModelFacts]:
         """Starts a process: some milliseconds, in which ``aclose`` can't miss it."""
-        self._starts += 1
-        if self._starts == 1:
+        self.starts += 1
+        if self.starts == 1:
             return self.worker.load(self._model, **self._options)
         self.restarts += 1
         return self.worker.restart(**changes)

@@ -28,6 +28,9 @@ from wgllm.serve.turns import Place, Turns
 from wgllm.worker import Events, Failed, Listener, Message, Prefilling, Worker
 from wgllm.worker_protocol import ModelFacts
 
+# Cancels are heard between two operators of a step, prompts are made in moments.
+_UNHEARD_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -70,9 +73,11 @@ class EngineHost:
         *,
         queue_size: int,
         make_worker: Callable[[Listener], Worker] = Worker,
+        unheard_seconds: float = _UNHEARD_SECONDS,
     ) -> None:
-        """``options`` are those of ``wgllm.load`` as plain data. At most ``queue_size`` requests wait."""
-        self._child = EngineChild(model, options, make_worker)
+        """``options`` are those of ``wgllm.load`` as plain data. At most ``queue_size`` requests wait. A process that
+        does nothing for ``unheard_seconds``, not even end what was given up, is ended and started again."""
+        self._child = EngineChild(model, options, make_worker, unheard_seconds=unheard_seconds)
         self._turns = Turns(queue_size)
         self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -155,11 +160,13 @@ class EngineHost:
 
     async def _try_twice(self, ask: Ask, reply: Reply, place: Place) -> None:
         for last in (False, True):
+            start = self._child.starts
             try:
                 facts = await self._child.ready(reply.tell)
-                await self._run(await self._request(ask, facts, place), reply)
+                start = self._child.starts
+                await self._run(await self._request(ask, facts, place, start), reply, start)
             except WgllmError as error:
-                if not self._child.broken_by(error):
+                if not self._child.broken_by(error, start):
                     raise
                 if last or not reply.again():
                     raise EngineDied(f"{error}; it is started again") from None
@@ -167,7 +174,7 @@ class EngineHost:
                 self._child.worked()
                 return
 
-    async def _request(self, ask: Ask, facts: ModelFacts, place: Place) -> Request:
+    async def _request(self, ask: Ask, facts: ModelFacts, place: Place, start: int) -> Request:
         options = cast("SamplingOptions", dict(ask.sampling))
         sampling = await self._child.ask(lambda worker: worker.sampling_params(**options))
         if (token := max(sampling.logit_bias, default=-1)) >= facts.vocab_size:
@@ -178,6 +185,9 @@ class EngineHost:
         place.hold(making)
         try:
             tokens = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            self._child.give_up(making, start)
+            raise
         except ModelFileError as error:  # of the template, which other messages might not have met
             raise PromptRefused(str(error)) from None
         if not tokens:
@@ -196,34 +206,39 @@ class EngineHost:
             exact=_repeatable(sampling) if ask.exact is None else ask.exact,
         )
 
-    async def _run(self, request: Request, reply: Reply) -> None:
+    async def _run(self, request: Request, reply: Reply, start: int) -> None:
         inbox: asyncio.Queue[Message] = asyncio.Queue()
         loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def heard(message: Message) -> None:
+            inbox.put_nowait(message)
+            if isinstance(message, Failed) or (isinstance(message, Events) and message.events[-1].finish):
+                ended.set_result(None)
 
         def listen(message: Message) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(inbox.put_nowait, message)
+                loop.call_soon_threadsafe(heard, message)
 
         number = self._child.worker.generate(request, listen)
-        finished = False
+        finish: FinishReason | None = None
         try:
-            while not finished:
+            while finish is None:
                 message = await inbox.get()
                 if isinstance(message, Failed):
-                    finished = True
                     raise message.error
                 if isinstance(message, Prefilling):
                     reply.tell(Progress("prefill", message.done, message.total))
                     continue
                 assert isinstance(message, Events)
                 finish = message.events[-1].finish
-                finished = finish is not None
                 if finish is FinishReason.CANCELLED:  # by the process's end
                     raise HostClosed("the server is shutting down")
                 await reply.add(message.events)
         finally:
-            if not finished:
+            if not ended.done():
                 self._child.worker.cancel(number)
+                self._child.give_up(ended, start)
 
 
 def _repeatable(sampling: SamplingParams) -> bool:

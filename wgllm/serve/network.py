@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -16,6 +17,7 @@ _HOST = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})))(?::(?P<port>[0-9]{1,5}))?"
 )
 _HIGHEST_PORT = 65535
+_TRIES = 20
 
 
 def parse_host(text: str) -> tuple[str, int | None] | None:
@@ -69,6 +71,15 @@ def listeners(host: str, port: int) -> list[socket.socket]:
 
     Raises ServeError when a port is taken or may not be had, UsageError when there is no such host.
     """
+    if port:
+        return _bound_to_all(host, port)
+    for _ in range(_TRIES):  # what is free at one address may be taken at another
+        with contextlib.suppress(PortTaken):
+            return _bound_to_all(host, 0)
+    return _bound_to_all(host, 0)
+
+
+def _bound_to_all(host: str, port: int) -> list[socket.socket]:
     made: list[socket.socket] = []
     problem: OSError | None = None
     for family, address in addresses(host):

@@ -220,11 +220,12 @@ class Server(uvicorn.Server):
         config.ssl = context
         super().__init__(config)
         self._sockets = list(sockets)
+        self._stopping = False
         self.busy_threads: list[threading.Thread] = []
 
     def stop(self) -> None:
         """Ends ``run`` soon. From any thread, or a signal's handler."""
-        self.should_exit = True
+        self._stopping = True
 
     def run(self, sockets: list[socket] | None = None) -> None:
         """Serves until it is stopped, and what the application has open is closed.
@@ -266,6 +267,10 @@ class Server(uvicorn.Server):
             await loop.create_server(connection, sock=each, backlog=1024) for each in sockets or []
         ]
         self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        # Not by should_exit: where that is set while the application starts, some versions never end the application.
+        return self._stopping or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Open answers are cancelled first, instead of waited for."""
