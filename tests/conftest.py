@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.parallel import Peers, wanted
 
@@ -50,7 +52,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# The same examples in every run, so that one which fails has not come by chance, and no limits of time, since the
+# machine may do other things too. --hypothesis-profile=explore looks for new ones.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("repeatable")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # In the background of a shell or under nohup these are ignored, which processes that tests start would inherit:
+    # a handler does not go with them.
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", lambda *_: None)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     if config.getoption("--write-families"):
         from tests.families import README, Writer
 

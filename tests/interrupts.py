@@ -1,6 +1,6 @@
 """Ctrl-C at any moment of a generation on a device: a program of its own, since what goes wrong may end the process.
 
-    python -m tests.interrupts signals 40    real signals after random times
+    python -m tests.interrupts signals 40    real signals after random times, until so many have come through
     python -m tests.interrupts lines         before each line of what keeps track of steps in flight
 
 After each interrupt the same request must make the same tokens. Prints what it has tried.
@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import time
 from types import CodeType, FrameType
 from typing import Any
 
@@ -51,12 +52,16 @@ alarms = 0
 
 
 def by_signals(runs: Engine, expected: list[int], count: int) -> int:
-    """How many of ``count`` requests were interrupted, some of them twice."""
-    rng, seen = random.Random(1), 0
+    """Until ``count`` requests were interrupted, some of them twice; how many there were in all."""
+    rng, seen, tried = random.Random(1), 0, 0
+    started = time.monotonic()
+    tokens(runs)
+    longest = time.monotonic() - started
     global alarms
-    for _ in range(count):
+    while seen < count:
+        tried += 1
         alarms = 0
-        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.05), rng.choice((0.0, 0.002)))
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0, longest) + 1e-4, rng.choice((0.0, 0.002)))
         try:
             tokens(runs)
         except KeyboardInterrupt:
@@ -70,7 +75,7 @@ def by_signals(runs: Engine, expected: list[int], count: int) -> int:
                     continue
         assert not runs.busy
         assert tokens(runs) == expected
-    return seen
+    return tried
 
 
 def lines() -> list[tuple[CodeType, int]]:
@@ -113,7 +118,7 @@ def main() -> None:
     runs = engine_on(executor, "llama-tied.f32", ctx=64, largest_step=8)
     expected = tokens(runs)
     if sys.argv[1] == "signals":
-        print("interrupted", by_signals(runs, expected, int(sys.argv[2])))
+        print("requests", by_signals(runs, expected, int(sys.argv[2])))
     else:
         print("lines", by_lines(runs, expected))
     runs.close()

@@ -70,7 +70,7 @@ def test_no_driver_is_no_noise() -> None:
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd=Path(__file__).parents[2],
         env=os.environ | nowhere,
     )

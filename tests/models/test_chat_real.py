@@ -17,7 +17,7 @@ from wgllm.sessions import SessionStore
 from wgllm.sessions_types import MessageState
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Tmux:

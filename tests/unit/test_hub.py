@@ -243,7 +243,7 @@ def test_two_at_once_fetch_once(cache: Path, shop: Shop) -> None:
     class Slow(Copier):
         def __call__(self, *args: object) -> Path:
             first_is_in.set()
-            assert second_waits.wait(10)
+            assert second_waits.wait(60)
             return super().__call__(*args)  # type: ignore[arg-type]
 
     class Waiting(Recorder):
@@ -258,7 +258,7 @@ def test_two_at_once_fetch_once(cache: Path, shop: Shop) -> None:
         kwargs={"catalog": catalog, "fetch": fetch, "progress": Recorder()},
     )
     first.start()
-    assert first_is_in.wait(10)
+    assert first_is_in.wait(60)
     path = hub.resolve("tiny", catalog=catalog, fetch=Copier(shop.folder, fail_at=0), progress=told)
     first.join()
     assert path.read_bytes() == data

@@ -75,7 +75,7 @@ def ask(names: list[str], **env: str) -> list[str]:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()

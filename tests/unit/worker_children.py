@@ -49,7 +49,7 @@ def failing() -> None:
 def deaf() -> None:
     """Neither asking nor SIGTERM ends it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    before_each_step(lambda: time.sleep(60))
+    before_each_step(lambda: time.sleep(600))
 
 
 def noisy() -> None:
@@ -63,11 +63,11 @@ def noisy() -> None:
 
 
 def slow() -> None:
-    """Loading takes a minute, and tells so."""
+    """Loading takes ten minutes, and tells so."""
 
     def load(model: str, *, progress: Callable[[int, int], None], **options: Any) -> Any:
-        for done in range(6000):
-            progress(done, 6000)
+        for done in range(60_000):
+            progress(done, 60_000)
             time.sleep(0.01)
 
     worker_process.interface.load = load  # type: ignore[assignment]
