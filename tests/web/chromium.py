@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.serve.in_thread import PATIENCE
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -69,7 +67,6 @@ class Tab:
         self._chromium = chromium
         self._page = page
         self._ready = ready
-        page.set_default_timeout(1000 * PATIENCE)
         self.problems: list[str] = []
         """What was not caught, and what the console has against the page."""
         page.on("pageerror", lambda error: self.problems.append(str(error)))
