@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from textual import on
@@ -24,6 +25,8 @@ class Banner(Vertical):
     def __init__(self) -> None:
         super().__init__(id="banner")
         self.text = ""
+        self._choices: Sequence[tuple[str, str]] = ()
+        self._making = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
         yield Static("", markup=False, id="banner-text")
@@ -34,19 +37,24 @@ class Banner(Vertical):
         return self.has_class("-shown")
 
     async def show(self, text: str, choices: Sequence[tuple[str, str]]) -> None:
-        """``choices``: what is told back, and what the button says."""
-        self.text = text
-        self.query_one("#banner-text", Static).update(text)
-        row = self.query_one("#banner-buttons", Horizontal)
-        await row.remove_children()
-        await row.mount_all(Button(label, name=what, compact=True) for what, label in choices)
-        self.add_class("-shown")
-        self.app.refresh_bindings()
+        """``choices``: what is told back, and what the button says. Of two calls the later one holds."""
+        self.text, self._choices = text, choices
+        async with self._making:
+            if self._choices is not choices:
+                return  # something else is to be shown meanwhile, or nothing
+            row = self.query_one("#banner-buttons", Horizontal)
+            await row.remove_children()
+            await row.mount_all(Button(label, name=what, compact=True) for what, label in choices)
+            if self._choices is not choices:
+                return
+            self.query_one("#banner-text", Static).update(text)
+            self.add_class("-shown")
+            self.app.refresh_bindings()
 
     def hide(self) -> None:
+        self.text, self._choices = "", ()
         if not self.shown:
             return  # making the footer anew costs more than it seems
-        self.text = ""
         self.remove_class("-shown")
         self.app.refresh_bindings()
 

@@ -104,8 +104,8 @@ class ChatBase(App[int]):
 
     @property
     def gone(self) -> bool:
-        """Whether the screen has been taken down: what comes then is saved, not shown."""
-        return not self.screen_stack
+        """Whether the screen is being or has been taken down: what comes then is saved, not shown."""
+        return not self.is_running or not self.screen_stack
 
     @property
     def conversation(self) -> Conversation:
@@ -174,6 +174,10 @@ class ChatBase(App[int]):
         await self.conversation.show(
             self.path, streaming=self.streaming, empty=empty, sent_from=self.sent_from
         )
+        now = {m.id: m for m in self.path}
+        for view in self.conversation.views():  # a reply may have ended while it got its widget
+            if view.streaming and view.message.id != self.streaming:
+                view.call_later(view.finish, now[view.message.id])
         if to_end:
             self.conversation.to_end()
         title = self.session.title if self.session is not None else ""

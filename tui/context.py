@@ -43,7 +43,7 @@ class Context(Fetching):
         if self._measuring is not None:
             self._measuring.cancel()
         if self.facts is not None and self.streaming is None:
-            self._measuring = asyncio.create_task(self._measure())
+            self._measuring = self.begin(self._measure())
 
     async def _measure(self) -> None:
         assert self.client is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from textual.message import Message
@@ -23,6 +24,28 @@ class Guarded(ChatBase):
         super().__init__(*arguments, **options)
         self.failures: list[BaseException] = []
         """Of background tasks, what wgllm did not raise on purpose: mistakes of its own. The first ones."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task beside the workers that one can wait for and cancel; its errors are told.
+
+        As a worker it is cancelled before the screen is taken down: it never meets one without widgets.
+        """
+        task = asyncio.create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _shutdown(self) -> None:
+        # Textual removes the widgets here, one after the other. It cancels workers where its loop ends, which is
+        # elsewhere when something else than the loop's end takes it down.
+        self._running = False
+        self.workers.cancel_all()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await super()._shutdown()
 
     def run_worker(self, work: Any, *arguments: Any, **options: Any) -> Worker[Any]:
         """As ``App.run_worker``, for coroutines; their errors are told."""

@@ -111,7 +111,7 @@ class Loading(Guarded):
     def _start(self, *, again: bool) -> None:
         self.query_one(Banner).hide()
         self._load_error = None
-        self._loading = asyncio.create_task(self._load(again))
+        self._loading = self.begin(self._load(again))
 
     async def _load(self, again: bool) -> None:
         this = asyncio.current_task()

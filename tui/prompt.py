@@ -15,6 +15,7 @@ from textual.events import Key, Paste
 from textual.message import Message
 from textual.widgets import OptionList, Static, TextArea
 from textual.widgets.option_list import Option
+from textual.worker import Worker
 
 from wgllm.errors import UsageError
 from wgllm.tui import attachments, commands
@@ -203,7 +204,7 @@ class PromptBar(Vertical):
         self._count_tokens = count_tokens
         self._found: list[Completion] = []
         self._quiet = False
-        self._counting: asyncio.Task[None] | None = None
+        self._counting: Worker[None] | None = None
         self._counted: dict[str, int] = {}
 
     def compose(self) -> ComposeResult:
@@ -301,7 +302,7 @@ class PromptBar(Vertical):
             self._counting.cancel()
             self._counting = None
         if "@" in text and not text.startswith("/"):
-            self._counting = asyncio.create_task(self._show_files(text))
+            self._counting = self.run_worker(self._show_files(text))
         else:
             self.query_one("#attached").display = False
 
@@ -329,7 +330,3 @@ class PromptBar(Vertical):
         line = self.query_one("#attached", Static)
         line.update("\n".join(parts))
         line.display = bool(parts)
-
-    def on_unmount(self) -> None:
-        if self._counting is not None:
-            self._counting.cancel()

@@ -166,6 +166,8 @@ class Replies(Context):
         self.refresh_sidebar()
         self.refresh_bindings()
         view = self.conversation.view(reply.message.id)
+        if self.reply is not reply:  # it was stopped meanwhile
+            return
         if view is not None and (self.loading or self.facts is None):
             view.say("waiting for the model …")
         try:
@@ -324,7 +326,7 @@ class Replies(Context):
         if (reply := self.reply) is None or self.gone:
             return
         if self._saving is None or self._saving.done():
-            self._saving = asyncio.create_task(self._save())
+            self._saving = self.begin(self._save())
         if reply.tokens:
             doing = f"{reply.rate:.1f} tok/s" if reply.rate else ""
             self.status.show(doing=doing, used=reply.prompt_tokens + reply.tokens)
@@ -337,18 +339,19 @@ class Replies(Context):
         self._looked = now
         others = [m for m in self.path if m.state is MessageState.PARTIAL and m.id != self.streaming]
         if others:
-            self._others = asyncio.create_task(self._show_others(others))
+            self._others = self.begin(self._show_others(others))
 
     async def _show_others(self, others: list[Message]) -> None:
         try:
             await asyncio.to_thread(interrupt_dead, self.store)
             for old in others:
                 new = await asyncio.to_thread(self.store.message, old.id)
-                if new == old or self.gone:
-                    continue
-                self.path = [new if m.id == new.id else m for m in self.path]
-                if (view := self.conversation.view(new.id)) is not None:
-                    await view.finish(new)
+                async with self._showing:  # else its widget could be made of the old one after this
+                    if new == old or self.gone:
+                        continue
+                    self.path = [new if m.id == new.id else m for m in self.path]
+                    if (view := self.conversation.view(new.id)) is not None:
+                        view.call_later(view.finish, new)
         except WgllmError as error:
             self._tell_once(error)
 

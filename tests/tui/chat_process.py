@@ -5,8 +5,8 @@
 TELL is the number of a pipe that it writes to what it is about to do and what is done, as JSON lines with the time.
 PLAN is JSON: ``replies`` and ``delay`` of the engine, ``load_error``, ``where`` (where the model runs), ``notices``,
 ``deaths`` (last words of a process that ends), ``controlling`` (False: the terminal's end sends no SIGHUP),
-``patience`` (seconds that ``Leaving`` waits), ``tour`` (a question and words: unfolds all that is folded, asks, and
-searches, then tells ``toured``).
+``patience`` (seconds that ``Leaving`` waits for an orderly end; else a minute), ``tour`` (a question and words: unfolds
+all that is folded, asks, and searches, then tells ``toured``).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from wgllm.sessions_shelf import Kept
 from wgllm.sessions_types import Message
 from wgllm.tui import app as application
 from wgllm.tui import leaving
+from wgllm.tui.banner import Banner
 from wgllm.tui.message import Fold, MessageView
 from wgllm.worker import Died, Loading, Notice, Worker
 
@@ -67,6 +68,14 @@ def announce() -> None:
         update(store, message_id, text)
 
     SessionStore.update_reply = update_reply  # type: ignore[method-assign]
+    flush = SessionStore.flush_due
+
+    def flush_due(store: SessionStore) -> None:
+        began = time.monotonic()
+        flush(store)
+        tell("flushed", began)
+
+    SessionStore.flush_due = flush_due  # type: ignore[method-assign]
     put = Kept.put
 
     def kept(self: Kept, name: str, value: Any) -> None:
@@ -142,10 +151,28 @@ class TellingChat(application.ChatApp):
             return
         self._tell_typed()
 
+    def notify(self, message: str, **options: Any) -> None:
+        super().notify(message, **{**options, "timeout": 600})  # a slow machine would not have shown it
+
     def keep_place(self) -> None:
-        if self._told_shown and not self.gone:
+        telling = self._told_shown and not self.gone
+        if telling:
             self._tell_typed()
         super().keep_place()
+        if telling and self.opened:
+            tell("kept", *self._typed)
+
+    async def _failed(self, *arguments: Any) -> None:
+        await super()._failed(*arguments)
+        self.run_worker(self._tell_banner())
+
+    async def on_model_died(self, event: Any) -> None:
+        await super().on_model_died(event)
+        self.run_worker(self._tell_banner())
+
+    async def _tell_banner(self) -> None:
+        await self._drawn()
+        tell("banner", self.query_one(Banner).text)
 
     def _tell_typed(self) -> None:
         typed = [None if self.session is None else self.session.id, self.prompt_bar.prompt.full_text]
@@ -197,7 +224,8 @@ def main() -> int:
     os.set_inheritable(_pipe, False)
     if plan.get("controlling", True):
         take_terminal()
-    leaving.PATIENCE = plan.get("patience", leaving.PATIENCE)
+    leaving.PATIENCE = plan.get("patience", 60.0)
+    leaving._SAVING_SECONDS = 60.0
     announce()
 
     class Chat(TellingChat):

@@ -1,28 +1,50 @@
-"""Makes Textual's tests quick: its pilot sleeps three times after each key, and each application parses all styles."""
+"""Makes tests of the screen dependable, whatever else the machine does, and quick."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from time import monotonic, process_time
+from time import monotonic
 from typing import Any
 
 import pytest
+from textual._context import active_app
 from textual.css.stylesheet import Stylesheet
+from textual.screen import Screen
 
-_SLEEP = 0.003
-_IDLE = 0.3
-"""The share of a processor that a process takes at most which waits for something."""
+_LONGEST = 5.0
+"""Seconds that are waited at most where there is always something to do, as where a reply streams fast."""
 
 
-async def _wait_for_idle(min_sleep: float = 0.0, max_sleep: float = 1.0) -> None:
-    """As ``textual._wait.wait_for_idle``, which sleeps for 20 ms at least."""
+async def _wait_for_idle(min_sleep: float = 0.0, max_sleep: float = _LONGEST) -> None:
+    """Until all is done and painted that can be done without waiting for a thread, a timer or another process.
+
+    ``textual._wait.wait_for_idle`` looks at the processor's time instead: on a machine with other work, a process that
+    gets none of it looks idle.
+    """
+    loop: Any = asyncio.get_running_loop()
     end = monotonic() + max_sleep
     while monotonic() < end:
-        before, began = process_time(), monotonic()
-        await asyncio.sleep(_SLEEP)
-        if process_time() - before < _IDLE * (monotonic() - began):
+        await asyncio.sleep(0)  # twice, so that what comes from without meanwhile is seen too
+        await asyncio.sleep(0)
+        if loop._ready:
+            continue
+        stack = active_app.get().screen_stack
+        if not stack or not _unpainted(stack[-1]):
             return
+        stack[-1]._on_timer_update()  # now, not when it is time
+
+
+def _unpainted(screen: Screen[Any]) -> bool:
+    """Whether the next refresh would do something."""
+    return not screen.app._batch_count and bool(
+        screen._layout_required
+        or screen._scroll_required
+        or screen._repaint_required
+        or screen._recompose_required
+        or screen._dirty_widgets
+        or screen._callbacks
+    )
 
 
 _parse = Stylesheet._parse_rules
@@ -38,8 +60,9 @@ def _parse_rules(sheet: Stylesheet, css: str, *arguments: Any, **options: Any) -
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_pilot() -> Iterator[None]:
+def _patient_pilot() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("textual.pilot.wait_for_idle", _wait_for_idle)
+        for module in ("pilot", "app"):
+            patch.setattr(f"textual.{module}.wait_for_idle", _wait_for_idle)
         patch.setattr(Stylesheet, "_parse_rules", _parse_rules)
         yield

@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from textual.app import App
+from textual.css.query import NoMatches
 from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 NARROW = (40, 24)
 USUAL = (80, 24)
 
@@ -48,10 +49,18 @@ def play(screen: Screen[Any], ready: Callable[[], object], steps: Steps, size: t
     return app.answers
 
 
+def now(holds: Callable[[], object]) -> bool:
+    """Whether something holds; it does not while a widget that it looks at is not there yet."""
+    try:
+        return bool(holds())
+    except NoMatches:
+        return False
+
+
 async def until(pilot: Pilot[Any], holds: Callable[[], object]) -> None:
     """Waits until something holds."""
     async with asyncio.timeout(PATIENCE) if hasattr(asyncio, "timeout") else _Forever():
-        while not holds():
+        while not now(holds):
             await asyncio.sleep(0.005)
     await pilot.pause()
 

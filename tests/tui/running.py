@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import wraps
@@ -13,7 +14,9 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.tui.panels import now
 from tests.tui.thread_worker import ThreadWorker
+from wgllm.engine import Event
 from wgllm.fake import FakeEngine
 from wgllm.sessions import SessionStore
 from wgllm.tui.app import ChatApp
@@ -51,11 +54,25 @@ class Running:
         return self.worker.engine
 
     async def until(self, true: Callable[[], object], what: str = "", seconds: float = 60.0) -> None:
-        """Waits until ``true()``."""
+        """Waits until ``true()``, and until what came with it is done and on the screen."""
         end = time.monotonic() + seconds
-        while not true():
+        while not now(true):
             assert time.monotonic() < end, f"never came: {what}\n{self.screen_text()}"
             await asyncio.sleep(0.01)
+        await self.pilot.pause()
+
+    def hold(self, at: int = 0) -> threading.Event:
+        """The engine makes nothing more, of a reply from that token on, until the event is set."""
+        engine, step, go_on = self.engine, self.engine.step, threading.Event()
+        self.worker.holds.append(go_on)
+
+        def held() -> list[Event]:
+            if engine._waiting and engine._waiting[0].made >= at:
+                go_on.wait()
+            return step()
+
+        engine.step = held  # type: ignore[method-assign]
+        return go_on
 
     async def ready(self) -> None:
         await self.until(lambda: self.app.facts is not None and not self.app.loading, "the model")
@@ -86,8 +103,8 @@ class Running:
 
     async def replied(self) -> MessageView:
         await self.until(lambda: self.app.reply is None, "the reply's end")
-        await self.until(lambda: not self.views[-1].streaming, "the reply's last picture")
-        await self.pilot.pause()
+        # What stands beneath it comes after the text, which is parsed on a thread.
+        await self.until(lambda: self.views[-1].message == self.app.path[-1], "the reply's last picture")
         return self.views[-1]
 
     @property
@@ -144,7 +161,7 @@ async def running(
 
         def listened(message: str, **options: Any) -> None:
             told.append(message)
-            notify(message, **options)
+            notify(message, **{**options, "timeout": 600})  # it may take long until it is looked at
 
         app.notify = listened  # type: ignore[method-assign, assignment]
         async with app.run_test(size=size, notifications=True) as pilot:
@@ -152,6 +169,9 @@ async def running(
             run.told = told
             yield run
             app.exit(0)
+            # The loop ends before the screen is taken down, as it does outside of tests.
+            assert app._task is not None
+            await asyncio.wait([app._task], timeout=60)
     if not failures:
         for failure in app.failures:
             raise failure

@@ -85,8 +85,6 @@ def still(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MessageView, "_reasoning_title", timeless)
     for name in ("TextArea", "Input"):
         patch.setattr(f"textual.widgets.{name}.cursor_blink", False)
-    # After each key the pilot sleeps so long, three times, to see whether the application still works.
-    patch.setattr("textual._wait.SLEEP_GRANULARITY", 0.004)
 
 
 @contextlib.asynccontextmanager

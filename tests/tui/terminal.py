@@ -51,7 +51,7 @@ class Terminal:
             pass_fds=(tell,),
             start_new_session=True,
             cwd=ROOT,
-            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})},
+            env={**_environment(), "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})},
         )
         os.close(tell)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -92,7 +92,7 @@ class Terminal:
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 20.0) -> int:
+    def wait(self, seconds: float = 60.0) -> int:
         """Waits for the end, and for all that was written; returns the exit code."""
         code = self.process.wait(seconds)
         self._closed.wait(seconds)
@@ -159,6 +159,11 @@ class Terminal:
         return found()[n - 1]
 
 
+def _environment() -> dict[str, str]:
+    """Without the size of another terminal, which a program would take for this one's."""
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+
+
 def take_terminal() -> None:
     """In the program: makes what is its stdin its controlling terminal, whose end is a SIGHUP then."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -174,7 +179,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     """Whether the process ends in that time."""
     end = time.monotonic() + seconds
     while runs(pid):

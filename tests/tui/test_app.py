@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.command import CommandList
 from textual.widgets import Static
 
-from tests.tui.running import in_loop, running
+from tests.tui.running import Running, in_loop, running
 from wgllm import cli
 from wgllm.fake import FakeEngine
 from wgllm.sessions import SessionStore
@@ -59,7 +59,12 @@ async def test_by_keyboard_alone(tmp_path: Path) -> None:
         assert run.app.prompt_bar.prompt.has_focus
         await run.pilot.press("ctrl+p")
         await run.until(lambda: len(run.app.screen_stack) > 1)
-        await run.pilot.press(*"new", "enter")
+        await run.pilot.press(*"new")
+        found = run.app.screen.query_one(CommandList)
+        await run.until(
+            lambda: found.option_count and "New" in str(found.get_option_at_index(0).prompt), "it"
+        )
+        await run.pilot.press("enter")
         await run.until(lambda: run.app.session is None)
 
 
@@ -75,8 +80,8 @@ async def test_themes_are_kept(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_ctrl_c_copies_stops_and_leaves(tmp_path: Path) -> None:
-    async with running(tmp_path, "word " * 200, delay=0.01) as run:
+async def test_ctrl_c_copies_stops_and_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, "word " * 1000, delay=0.05) as run:
         await run.ready()
         await run.app.ask("Go")
         await run.until(lambda: run.app.reply and run.app.reply.tokens > 3)
@@ -85,8 +90,13 @@ async def test_ctrl_c_copies_stops_and_leaves(tmp_path: Path) -> None:
         await run.type("abc")
         await run.pilot.press("shift+home", "ctrl+c")
         await run.until(lambda: run.app.clipboard == "abc")
+        clock = [1000.0]
+        monkeypatch.setattr(run.app, "now", lambda: clock[0])
         await run.pilot.press("right", "ctrl+c")
+        clock[0] += 3.1  # that was too long ago
+        await run.pilot.press("ctrl+c")
         assert run.app.return_code is None
+        clock[0] += 2.9
         await run.pilot.press("ctrl+c")
         await run.until(lambda: run.app.return_code == 0)
 
@@ -120,21 +130,14 @@ async def test_the_real_child_is_killed(tmp_path: Path) -> None:
         """A worker whose child has a FakeEngine."""
 
         def load(self, model: Any, **options: Any) -> Any:
-            return self.load_fake("word " * 400, delay=0.005)
+            return self.load_fake("word " * 4000, delay=0.005)
 
     model = tmp_path / "fake.gguf"
     model.touch()
     with SessionStore.open(tmp_path / "chats.db") as store:
         app = ChatApp(store, Start(model=str(model)), Fake)
         async with app.run_test(size=(80, 24)) as pilot:
-
-            async def until(true: Any) -> None:
-                for _ in range(1000):
-                    if true():
-                        return
-                    await asyncio.sleep(0.01)
-                raise AssertionError("never came")
-
+            until = Running(app, pilot, store).until
             await until(lambda: app.facts is not None)
             await app.ask("Go")
             await until(lambda: app.reply and app.reply.tokens > 10)

@@ -59,9 +59,11 @@ async def test_markdown_and_code(tmp_path: Path) -> None:
 async def test_streams_into_fences_that_come_in_pieces(tmp_path: Path) -> None:
     async with running(tmp_path, CODE, delay=0.015, size=(80, 40)) as run:
         await run.ready()
+        hold = run.hold(CODE.index("    return"))
         await run.app.ask("How?")
         await run.until(lambda: run.views and run.views[-1].query(CodeFence), "code while it streams")
         assert run.app.reply is not None
+        hold.set()
         view = await run.replied()
         assert view.query_one(CodeFence).code == "def add(a, b):\n    return a + b"
         assert "That is all." in run.screen_text()
@@ -69,7 +71,7 @@ async def test_streams_into_fences_that_come_in_pieces(tmp_path: Path) -> None:
 
 @in_loop
 async def test_stop_keeps_the_text(tmp_path: Path) -> None:
-    async with running(tmp_path, "word " * 200, delay=0.01) as run:
+    async with running(tmp_path, "word " * 1000, delay=0.02) as run:
         await run.ready()
         await run.app.ask("Go on")
         await run.until(lambda: run.app.reply and run.app.reply.tokens > 20)
@@ -138,6 +140,7 @@ async def test_reasoning_is_folded(tmp_path: Path) -> None:
 async def test_follows_the_end_unless_scrolled_away(tmp_path: Path) -> None:
     async with running(tmp_path, "a line\n\n" * 120, delay=0.004) as run:
         await run.ready()
+        hold = run.hold(400)
         await run.app.ask("Go")
         messages = run.app.conversation.messages
         await run.until(lambda: messages.max_scroll_y > 10 and run.app.conversation.at_end)
@@ -145,11 +148,12 @@ async def test_follows_the_end_unless_scrolled_away(tmp_path: Path) -> None:
         await run.until(lambda: run.app.conversation.query_one("#to-end").display, "the hint")
         before = messages.scroll_offset.y
         height = messages.max_scroll_y
+        hold.set()
         await run.until(lambda: messages.max_scroll_y > height, "more text")
         assert messages.scroll_offset.y == before
         await run.pilot.press("ctrl+end")
         await run.until(lambda: run.app.conversation.at_end)
-        assert not run.app.conversation.query_one("#to-end").display
+        await run.until(lambda: not run.app.conversation.query_one("#to-end").display, "no hint")
         await run.pilot.press("escape")
         await run.replied()
         await run.until(lambda: run.app.conversation.at_end)

@@ -50,6 +50,13 @@ if flag.exists():
         worker_process.WorkerProcess._load_fake = loading
     elif place == "prefilling":
         fake.FakeEngine.step = hang
+    else:
+        step = fake.FakeEngine.step
+        def stepping(engine):
+            if engine._waiting[0].made == 20:
+                hang()
+            return step(engine)
+        fake.FakeEngine.step = stepping
 worker_process.main()
 """
 
@@ -64,7 +71,7 @@ def test_the_models_process_is_killed(tmp_path: Path, place: str) -> None:
         """A worker whose child has a FakeEngine."""
 
         def load(self, model: Any, **options: Any) -> Any:
-            return self.load_fake("word " * 12, delay=0.02 if place == "decoding" else 0.0)
+            return self.load_fake("word " * 12)
 
     def make(listener: Any) -> Worker:
         command = python_command()
@@ -129,18 +136,18 @@ async def test_a_storm_of_sizes_while_a_reply_streams(tmp_path: Path) -> None:
         await run.app.ask("Go")
         await run.until(lambda: run.app.reply and run.app.reply.tokens > 10)
         for i in range(100):
+            assert run.app.reply is not None, "it streams"
             random_size = rng.randrange(20, 101), rng.randrange(5, 31)
             await resize(run, *{0: (20, 5), 1: (200, 60)}.get(i % 10, random_size))
-            if i > 50:  # enough is there to be wrapped: the rest comes at the end
-                run.engine.delay = 0.2
-            assert run.app.reply is not None, "it streams"
+            if run.app.reply.tokens > 300:  # enough is there to be wrapped: the rest comes at the end
+                run.engine.delay = 0.5
         run.engine.delay = 0
         await resize(run, 80, 24)
         view = await run.replied()
         await run.until(lambda: run.app.conversation.at_end, "the end is followed")
         assert view.message.content == reply and view._shown == reply
         await run.until(lambda: "x = 15" in run.screen_text(), "its end")
-        assert not run.app.conversation.query_one("#to-end").display
+        await run.until(lambda: not run.app.conversation.query_one("#to-end").display, "no hint")
 
 
 async def resize(run: Any, width: int, height: int) -> None:
@@ -234,11 +241,12 @@ def test_a_store_that_is_gone_ends_nothing(tmp_path: Path) -> None:
 
     @in_loop
     async def check() -> None:
-        async with running(tmp_path, "word " * 30, delay=0.005) as run:
+        async with running(tmp_path, "word " * 30, delay=0.2) as run:
             await run.ready()
             await run.app.ask("Go")
-            await run.until(lambda: run.app.reply and run.app.reply.tokens > 10)
+            await run.until(lambda: run.app.reply and run.app.reply.tokens > 3)
             run.store._database.close()
+            run.engine.delay = 0.0
             view = await run.replied()
             assert view._shown == "word " * 30 and "may not be saved" in run.notes()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tui.running import in_loop
+from tests.tui.running import Running, in_loop
 from wgllm.sessions import SessionStore
 from wgllm.sessions_types import MessageState
 from wgllm.tui import replies
@@ -24,7 +23,7 @@ class Fake(Worker):
     """Its child has a FakeEngine."""
 
     def load(self, model: Any, **options: Any) -> Any:
-        return self.load_fake("word " * 400, delay=0.005)
+        return self.load_fake("word " * 4000, delay=0.005)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGSTOP")
@@ -36,13 +35,7 @@ async def test_a_second_escape_starts_it_anew(tmp_path: Path, monkeypatch: pytes
     with SessionStore.open(tmp_path / "chats.db") as store:
         app = ChatApp(store, Start(model=str(model)), Fake)
         async with app.run_test(size=(80, 24)) as pilot:
-
-            async def until(true: Any) -> None:
-                end = time.monotonic() + 20
-                while not true():
-                    assert time.monotonic() < end
-                    await asyncio.sleep(0.01)
-
+            until = Running(app, pilot, store).until
             await until(lambda: app.facts is not None)
             await app.ask("Go")
             await until(lambda: app.reply and app.reply.tokens > 10)

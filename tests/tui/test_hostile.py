@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import sqlite3
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -249,15 +248,6 @@ def play(folder: Path, tame: bool) -> Terminal:
         return terminal
 
 
-def settle(terminal: Terminal) -> None:
-    """Waits until the application writes nothing more."""
-    before, quiet = len(terminal.written), 0
-    while quiet < 5:
-        time.sleep(0.05)
-        quiet = quiet + 1 if len(terminal.written) == before else 0
-        before = len(terminal.written)
-
-
 _ORDER = re.compile(
     r"\x1b\[(?P<parameters>[0-?]*)(?P<between>[ -/]*)(?P<final>[@-~])"
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\r\n|[\x00-\x1f\x7f-\x9f]"
@@ -310,7 +300,8 @@ def test_errors_and_deaths(tmp_path: Path) -> None:
             terminal.until(
                 lambda: b"last words" in terminal.written or b"could not be" in terminal.written, "it"
             )
-            settle(terminal)
+            # Each death has a banner of its own.
+            terminal.until_told("banner", len(plan.get("deaths", "x")))  # type: ignore[arg-type]
             terminal.press("\x11")
             assert terminal.wait() == 0
             return terminal.written.decode("utf-8")

@@ -255,7 +255,7 @@ async def test_a_reply_stopped_before_it_began(tmp_path: Path) -> None:
 
 @in_loop
 async def test_stopping_while_the_prompt_is_read(tmp_path: Path) -> None:
-    async with running(tmp_path, "word " * 50, delay=0.05) as run:
+    async with running(tmp_path, "word " * 1000, delay=0.05) as run:
         await run.ready()
         await run.app.ask("Hi")
         await run.until(lambda: run.app.reply and run.app.reply.tokens > 2)
@@ -280,10 +280,13 @@ def test_what_is_told_covers_no_prompt(tmp_path: Path, width: int) -> None:
             await run.until(
                 lambda: "the second" in run.screen_text() and "the first" not in run.screen_text()
             )
-            toasts = run.app.screen.query(Toast)
-            await run.until(lambda: len(toasts) == 2 and all(t.region.height for t in toasts))
+
+            def shown() -> list[Toast]:
+                return list(run.app.screen.query(Toast))
+
+            await run.until(lambda: len(shown()) == 2 and all(t.region.height for t in shown()))
             prompt = run.app.prompt_bar.region
-            for toast in toasts:
+            for toast in shown():
                 assert toast.region.bottom <= prompt.y and toast.region.right == width
                 assert width > 40 or toast.region.height <= 2
             await run.pilot.press("escape")
@@ -296,7 +299,7 @@ def test_what_is_told_covers_no_prompt(tmp_path: Path, width: int) -> None:
 
 @in_loop
 async def test_replies_are_told_as_what_they_were_made_of(tmp_path: Path) -> None:
-    async with running(tmp_path, "word " * 50, delay=0.01) as run:
+    async with running(tmp_path, "word " * 1000, delay=0.05) as run:
         await run.ready()
         await run.app.ask("Hi")
         await run.until(lambda: run.app.reply and run.app.reply.tokens > 3)
@@ -316,7 +319,7 @@ async def test_a_question_whose_files_are_being_read_goes_nowhere_else(
     async with running(tmp_path) as run:
         await run.talk("Hi")
         before, read = len(run.app.path), Replies._with_files
-        monkeypatch.setattr(Replies, "_with_files", staticmethod(lambda text: held.wait(10) and read(text)))
+        monkeypatch.setattr(Replies, "_with_files", staticmethod(lambda text: held.wait(60) and read(text)))
         asking = asyncio.create_task(run.app.ask("And?"))
         await asyncio.sleep(0)
         first = run.app.session

@@ -67,11 +67,11 @@ async def test_a_reply_of_another_model_is_looked_into_by_its_text(
 async def test_escape_ends_it(tmp_path: Path) -> None:
     async with running(tmp_path, "abc") as run:
         await run.talk("Hi")
-        run.engine.delay = 0.3
+        hold = run.hold()
         await run.pilot.press("ctrl+up", "i")
         await run.until(lambda: run.app._looking is not None)
         await run.pilot.press("escape")
+        hold.set()
         await run.until(lambda: "looking into the reply was stopped" in run.notes())
         assert len(run.app.screen_stack) == 1 and run.app._looking is None
-        run.engine.delay = 0.0
         await run.talk("Go on")

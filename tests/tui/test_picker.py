@@ -200,6 +200,7 @@ def test_a_model_that_is_not_here_is_fetched(size: tuple[int, int]) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: "25 MB of 100 MB" in said(app, "#offer-progress"))
         pace = picker._downloads.all_running()[0]._pace
+        pace.WINDOW = 600.0
         pace._seen.appendleft(
             (pace._seen[0][0] - 1.0, 10 * MB)
         )  # as a second ago, however long the test takes
@@ -331,11 +332,12 @@ def test_offline_nothing_is_offered() -> None:
 
 
 def test_a_stopped_download_that_hangs_is_waited_for_by_the_next_one() -> None:
-    let_go, order = threading.Event(), []
+    begun, let_go, order = threading.Event(), threading.Event(), []
 
     def hangs(progress: Progress) -> Path:
         order.append("first")
-        let_go.wait(5)
+        begun.set()
+        let_go.wait(60)
         progress.update(1)
         raise AssertionError("it was stopped")
 
@@ -349,6 +351,7 @@ def test_a_stopped_download_that_hangs_is_waited_for_by_the_next_one() -> None:
     told: list[Any] = []
     first = Download("x", hangs, told.append)
     first.begin()
+    assert begun.wait(60)
     first.stop()
     second = Download("x", goes, told.append, first)
     second.begin()
@@ -356,7 +359,7 @@ def test_a_stopped_download_that_hangs_is_waited_for_by_the_next_one() -> None:
         second.join(0.01)
     assert order == ["first"]
     let_go.set()
-    second.join(5)
+    second.join(60)
     assert second.state == "here" and order == ["first", "second"]
     assert [message.download for message in told] == [second]
 
@@ -502,7 +505,7 @@ def test_on_the_first_run_the_default_model_is_marked(size: tuple[int, int]) -> 
 
 def test_a_slow_disk_blocks_nothing() -> None:
     store, picker_closed = Store("small"), threading.Event()
-    store.answer = lambda: picker_closed.wait(5) and None
+    store.answer = lambda: picker_closed.wait(60) and None
     app = Panel(ModelPicker(store))
 
     async def run() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -55,11 +54,9 @@ async def test_large_pastes_stay_small(tmp_path: Path) -> None:
         await run.ready()
         prompt = run.app.prompt_bar.prompt
         await run.pilot.press("x")
-        began = time.monotonic()
         prompt.post_message(Paste(text))
         await run.until(lambda: "pasted" in prompt.text)
         await run.pilot.press("y")
-        assert time.monotonic() - began < 5
         assert prompt.text == "x[pasted text 1: 40,000 lines]y"
         assert prompt.full_text == f"x{text}y"
         await run.pilot.press("enter")

@@ -7,6 +7,7 @@ tests/data/screens. Another release of Textual may lay out and colour differentl
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ async def taken(run: Running, theme: str) -> Screen:
     same, before = 0, cells(run.app)
     while same < 3:
         await asyncio.sleep(0.02)
+        await run.pilot.pause()
         now = cells(run.app)
         same, before = same + 1 if now == before else 0, now
     return before
@@ -82,10 +84,10 @@ def test_screens_look_as_they_did(
 
 
 async def compared(run: Running, file: Path, themes: tuple[str, ...], update: bool) -> str:
-    """What differs from the file. Looks again before it says so: a slow machine may not have been done."""
+    """What differs from the file. Looks again, for a minute, before it says so: threads may not have been done."""
     same = update or MADE_WITH.read_text(encoding="utf-8").strip() == release()
-    lines = ""
-    for _ in range(3):
+    end = time.monotonic() + 60
+    while True:
         # Beginning with the theme there is, since to change it costs most.
         screens = {
             theme: await taken(run, theme) for theme in sorted(themes, key=lambda t: t != run.app.theme)
@@ -95,9 +97,8 @@ async def compared(run: Running, file: Path, themes: tuple[str, ...], update: bo
             file.write_text(now, encoding="utf-8", newline="\n")
         before = file.read_text(encoding="utf-8")
         lines = difference(before, now) if same else difference(words(before), words(now))
-        if not lines:
-            break
-    return lines
+        if not lines or time.monotonic() > end:
+            return lines
 
 
 def faint(screen: Screen, least: float) -> set[str]:

@@ -199,7 +199,7 @@ async def test_leaving_the_context_alone_keeps_the_question(tmp_path: Path) -> N
 
 @in_loop
 async def test_a_death_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
-    async with running(tmp_path, "word " * 60, delay=0.005) as run:
+    async with running(tmp_path, "word " * 60, delay=0.05) as run:
         await run.ready()
         await run.app.ask("Go")
         await run.until(lambda: run.app.reply and run.app.reply.tokens > 10)
@@ -213,6 +213,7 @@ async def test_a_death_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
         await run.ready()
         assert run.worker.loads[-1][1]["backend"] == "numpy"
         assert not run.app.query_one(Banner).shown
+        run.engine.delay = 0.0
         view = await run.talk("Again")
         assert view.message.state is MessageState.COMPLETE
 

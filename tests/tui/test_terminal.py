@@ -85,7 +85,7 @@ def test_a_terminal_that_goes_away_leaves_no_process(tmp_path: Path) -> None:
         with talking(folder, {**LONG, "controlling": controlling}) as terminal:
             child = terminal.until_told("worker")[2]
             terminal.hang_up()
-            assert terminal.process.wait(20) == leaving.HUNG_UP
+            assert terminal.process.wait(60) == leaving.HUNG_UP
             assert gone(child)
             assert_kept(folder)
 
@@ -97,10 +97,11 @@ def test_a_terminal_that_takes_nothing_cannot_hold_it(tmp_path: Path) -> None:
     """As when a connection stalls: the application's loop waits for the terminal, and SIGTERM ends it all the same."""
     with talking(tmp_path / "stalled", {**LONG, "patience": 0.3}) as terminal:
         child = terminal.until_told("worker")[2]
+        terminal.until(lambda: ["half a tho"] in [line[3:] for line in terminal.told if line[1] == "kept"])
         terminal.stop_reading()
         terminal.until(terminal.stalled, "the full terminal")
         terminal.kill(signal.SIGTERM)
-        assert terminal.process.wait(20) == 128 + signal.SIGTERM
+        assert terminal.process.wait(60) == 128 + signal.SIGTERM
         assert terminal.modes() == terminal.modes_before
         assert gone(child)
         assert_kept(tmp_path / "stalled")
@@ -136,6 +137,6 @@ def test_the_draft_of_a_new_conversation_is_there_again(tmp_path: Path) -> None:
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    found = kill_chat.run(20, tmp_path, seed=1, longest=0.7)
+    found = kill_chat.run(20, tmp_path, seed=1, longest=0.7, patient=True)
     assert found.kills == 20 and found.saved > 5 and found.in_replies > 0
     assert not found.faults, found.faults

@@ -36,6 +36,10 @@ class ThreadWorker:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._numbers: dict[int, int] = {}
         self._count = 0
+        self.holds: list[threading.Event] = [self.hold]
+        """What is set when it is closed, so that nothing waits for ever."""
+        self._closed = False
+        self._cancelled: set[int] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -51,6 +55,8 @@ class ThreadWorker:
         future: Future[Any] = Future()
 
         def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except WgllmError as error:
@@ -65,7 +71,9 @@ class ThreadWorker:
         return self._call(lambda: self._load(options))
 
     def _load(self, options: dict[str, Any]) -> ModelFacts:
-        self.hold.wait(10)
+        self.hold.wait()
+        if self._closed:
+            raise WorkerError("it was closed")
         self.listener(Loading("weights", "", 50, 100))
         if self.load_error is not None:
             raise self.load_error
@@ -104,6 +112,8 @@ class ThreadWorker:
         assert engine is not None
         try:
             self._numbers[number] = inner = engine.submit(request)
+            if number in self._cancelled:
+                engine.cancel(inner)
             total = len(request.tokens)
             for done in range(self.prefill_steps + 1):
                 self.listener(Prefilling(number, done * total // max(1, self.prefill_steps), total))
@@ -122,6 +132,7 @@ class ThreadWorker:
         return replace(event, request=number)
 
     def cancel(self, request: int) -> None:
+        self._cancelled.add(request)  # it may not have got to the engine yet
         if self.engine is not None and request in self._numbers:
             self.engine.cancel(self._numbers[request])
 
@@ -152,6 +163,9 @@ class ThreadWorker:
 
     def close(self, timeout: float = 2.0) -> None:
         self._numbers.clear()
+        self._closed = True
+        for held in self.holds:
+            held.set()
         if self.engine is not None:
             for number in range(len(self.engine.requests)):
                 self.engine.cancel(number)
