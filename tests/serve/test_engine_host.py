@@ -454,6 +454,45 @@ def test_a_card_whose_driver_kills_twice_is_given_up(caplog: pytest.LogCaptureFi
 
 
 @POSIX
+def test_a_card_that_was_given_up_is_tried_again_after_a_while(
+    caplog: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
+    async def work() -> None:
+        children = ("aborts", "aborts", "plain", "aborts", "plain", "plain", "aborts", "plain")
+        async with hosted("Hi", children=children) as (host, worker):
+            card, numpy = {"backend": "auto", "replies": ["Hi"]}, {"backend": "numpy"}
+
+            async def reply_after(seconds: float) -> str | None:
+                clock[0] += seconds
+                reply = Kept()
+                await host.generate(ASK, reply)
+                assert reply.text == "Hi"
+                message: str | None = host.status()["message"]
+                return message
+
+            with pytest.raises(EngineDied, match="SIGABRT"):
+                await host.generate(ASK, Kept())
+            given_up = "without the graphics card"
+            assert given_up in (await reply_after(0) or "")
+            assert given_up in (await reply_after(599) or "")
+            assert worker.starts == [{}, {}, numpy]
+            # It dies once more: that request is NumPy's, and the card's next chance is twice as far away.
+            assert given_up in (await reply_after(1) or "")
+            assert worker.starts[3:] == [card, numpy]
+            assert given_up in (await reply_after(1199) or "")
+            assert await reply_after(1) is None
+            assert worker.starts[5:] == [card]
+            # A good reply was made on it: it is as trusted as at the beginning.
+            worker.kill()
+            await reply_after(0)
+            assert worker.starts[6:] == [{}, {}]
+
+    run(work())
+    waits = [r.getMessage().split(" in ")[1] for r in caplog.records if "tries it again" in r.getMessage()]
+    assert waits == ["10 min tries it again", "20 min tries it again"]
+
+
+@POSIX
 def test_deaths_that_good_replies_lie_between_are_not_in_a_row() -> None:
     async def work() -> None:
         async with hosted() as (host, worker):

@@ -1,9 +1,11 @@
 """The process that computes, kept running: loaded when it is needed, started again when a driver ended it.
 
 A process that dies is started again at once. The second death in a row (no request ended well in between) of one that
-computed on a graphics card is the card's last: NumPy goes on. A model that can't be loaded is not tried again before
-some time has passed, twice as long after each failure. A process that hangs without dying is found when somebody gives
-up what it should do: one that takes no notice of that is ended, and is as good as dead.
+computed on a graphics card is the card's last for a while: NumPy goes on. The first request after that while is for the
+card again, since a driver that was updated, or a computer that slept, ends processes too. A model that can't be loaded
+is not tried again before some time has passed. Both pauses get twice as long after each failure. A process that hangs
+without dying is found when somebody gives up what it should do: one that takes no notice of that is ended, and is as
+good as dead.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from wgllm.worker_protocol import ModelFacts
 _MOST_DEATHS = 2
 _FIRST_PAUSE = 2.0
 _LONGEST_PAUSE = 300.0
+# How long NumPy goes on in the place of a card, in seconds.
+_FIRST_CARD_PAUSE = 600.0
+_LONGEST_CARD_PAUSE = 86400.0
 # How long a process may take to end when it is asked to.
 _CLOSE_SECONDS = 0.5
 _WITHOUT_CARD = "computing without the graphics card: its driver ended the model's process twice"
@@ -45,6 +50,12 @@ class Progress:
 
 
 Tell = Callable[[Progress], None]
+
+
+def _take_note(done: asyncio.Future[Any]) -> None:
+    """Of an error that is nobody's any more, which asyncio would else complain of."""
+    if not done.cancelled():
+        done.exception()
 
 
 class EngineChild:
@@ -78,6 +89,10 @@ class EngineChild:
         self._closed = False
         self.on_card = self._options.get("backend") != "numpy"
         self.gave_up_card = False
+        self._card_pause = _FIRST_CARD_PAUSE
+        self._card_again_at = 0.0
+        self._returning = False
+        """Whether what is loaded next is for the card that was given up."""
         self.restarts = 0
         self.progress: Progress | None = None
         self.notice: str | None = None
@@ -105,10 +120,12 @@ class EngineChild:
         if self._loading is None and self.worker.facts is None and not self._closed:
             self._loop = asyncio.get_running_loop()
             self._loading = self._loop.create_task(self._load())
-            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._loading.add_done_callback(_take_note)
 
     async def ready(self, tell: Tell) -> ModelFacts:
         """The facts of the model, which is loaded first where it is not. Raises a WgllmError."""
+        if self.gave_up_card and self._loading is None and time.monotonic() >= self._card_again_at:
+            self._return_to_card()
         facts = self.worker.facts
         if facts is not None and self._loading is None:
             return facts
@@ -164,6 +181,7 @@ class EngineChild:
         """Nobody waits any more for ``answer``, which the process of that start was told where it can be. It has to
         come all the same: a process that does nothing for ``unheard_seconds`` without giving it is stuck, and is
         started again."""
+        answer.add_done_callback(_take_note)
         pid = self.worker.pid
         if pid is None or start != self.starts:
             return
@@ -187,6 +205,8 @@ class EngineChild:
         """A request ended well: deaths before it don't count any more."""
         self._deaths = 0
         self._pause = _FIRST_PAUSE
+        if self.on_card:
+            self._card_pause = _FIRST_CARD_PAUSE
 
     async def aclose(self) -> None:
         """Ends the process, also in the middle of loading."""
@@ -239,8 +259,10 @@ class EngineChild:
         changes: dict[str, Any] = {}
         if self.on_card and self._deaths >= _MOST_DEATHS:
             changes["backend"] = "numpy"
-            self.on_card, self.gave_up_card, self._deaths = False, True, 0
-            log.warning("%s", _WITHOUT_CARD)
+            self._give_up_card()
+        elif self._returning:
+            changes = {"backend": "auto", **self._options}
+        self._returning = False
         try:
             facts = await asyncio.wrap_future(self._start(changes))
         except WgllmError as error:
@@ -255,9 +277,23 @@ class EngineChild:
                 self._deaths = 0
             self._fail(error)
             return True
-        self.on_card = not facts.where.startswith("numpy")
+        self.on_card = not self.gave_up_card and not facts.where.startswith("numpy")
         self._error = None
         return True
+
+    def _give_up_card(self) -> None:
+        self.on_card, self.gave_up_card, self._deaths = False, True, 0
+        log.warning("%s; a request in %.0f min tries it again", _WITHOUT_CARD, self._card_pause / 60)
+        self._card_again_at = time.monotonic() + self._card_pause
+        self._card_pause = min(2 * self._card_pause, _LONGEST_CARD_PAUSE)
+
+    def _return_to_card(self) -> None:
+        log.warning("the graphics card is tried again")
+        # Its next death is enough.
+        self.on_card, self.gave_up_card, self._deaths = True, False, _MOST_DEATHS - 1
+        self._returning = True
+        self.worker.kill()
+        self.load_soon()
 
     def _start(self, changes: Mapping[str, Any]) -> Future[ModelFacts]:
         """Starts a process: some milliseconds, in which ``aclose`` can't miss it."""
