@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,7 @@ import pytest
 
 from tests.conftest import DATA, REFERENCE_FILES
 from wgllm.chat_template import ChatTemplate, encode_chat
-from wgllm.formats.gguf import open_gguf
-from wgllm.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer, tokenizer_from_model
+from wgllm.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer
 
 MODELS = [pytest.param(name, marks=pytest.mark.model(name)) for name in REFERENCE_FILES]
 CHATS = [pytest.param(name, marks=pytest.mark.model(name)) for name in ("smollm2", "qwen2.5-coder:1.5b")]
@@ -80,14 +78,3 @@ def test_special_tokens(name: str, load: Callable[[str], Tokenizer]) -> None:
             assert i not in plain
         assert tok.detokenize(plain) == text
         assert tok.tokenize(text, add_special=False, parse_special=True) == [i]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_is_made_soon(name: str, model_path: Callable[[str], Path]) -> None:
-    model = open_gguf(model_path(name))
-    seconds = []
-    for _ in range(3):
-        start = time.thread_time()
-        tokenizer_from_model(model)
-        seconds.append(time.thread_time() - start)
-    assert min(seconds) < 1.5

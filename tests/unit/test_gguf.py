@@ -5,13 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.limits import soon
 from tests.tiny import tiny
 from tests.unit.gguf_builder import (
     BOOL,
@@ -301,16 +301,14 @@ def test_every_tiny_model_opens(path: Path) -> None:
         assert len(tokens) == len(tokens.bytes_list()) == model.tensors["token_embd.weight"].shape[0]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="would write a whole gigabyte")
+@pytest.mark.skipif(sys.platform == "win32", reason="would write all of it")
 def test_opening_reads_no_weights(tmp_path: Path) -> None:
     path = tmp_path / "big.gguf"
-    header = File(tensors=[T("w", [2**28], nbytes=0)]).build()
+    header = File(tensors=[T("w", [2**36], nbytes=0)]).build()
     path.write_bytes(header)
-    os.truncate(path, len(header) + 2**30)
-    began = time.thread_time()
-    with open_gguf(path) as model:
-        assert model.tensors["w"].nbytes == 2**30
-    assert time.thread_time() - began < 0.5
+    os.truncate(path, len(header) + 2**38)
+    with soon(), open_gguf(path) as model:
+        assert model.tensors["w"].nbytes == 2**38
 
 
 # --- closing -----------------------------------------------------------------------------------------

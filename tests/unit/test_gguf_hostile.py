@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.limits import LONGEST, soon
 from tests.unit.gguf_builder import (
     ARRAY,
     I32,
@@ -215,14 +216,12 @@ def test_malformed_files_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "hostile.gguf"
     path.write_bytes(raw)
     tracemalloc.start()
-    began = time.thread_time()
     try:
-        with pytest.raises(ModelFileError) as caught:
+        with soon(), pytest.raises(ModelFileError) as caught:
             open_gguf(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.thread_time() - began < 2
     assert peak < 16 * 2**20
     _check_message(caught.value, path)
     assert field in caught.value.field
@@ -280,13 +279,11 @@ def test_counts_that_a_long_file_could_hold_are_refused(tmp_path: Path, file: Fi
     os.truncate(path, 2**26)
     tracemalloc.start()
     try:
-        began = time.thread_time()
-        with pytest.raises(ModelFileError, match="wgllm reads at most") as caught:
+        with soon(), pytest.raises(ModelFileError, match="wgllm reads at most") as caught:
             open_gguf(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.thread_time() - began < 2
     assert peak < 16 * 2**20
     _check_message(caught.value, path)
     assert caught.value.field == field
@@ -297,10 +294,8 @@ def test_as_many_strings_as_allowed_take_little(tmp_path: Path) -> None:
     path = tmp_path / "long.gguf"
     path.write_bytes(File([kv_array("k", STRING, [], 2**22)], n_kvs=2).build())
     os.truncate(path, 2**26)
-    began = time.thread_time()
-    with pytest.raises(ModelFileError, match="metadata key 2 of 2: the key is empty"):
+    with soon(), pytest.raises(ModelFileError, match="metadata key 2 of 2: the key is empty"):
         open_gguf(path)
-    assert time.thread_time() - began < 5
 
 
 def test_control_characters_of_a_file_do_not_reach_the_message(tmp_path: Path) -> None:
@@ -342,7 +337,7 @@ def test_ten_thousand_mutations(tmp_path: Path, capsys: pytest.CaptureFixture[st
         outcomes[kind] += 1
         if kind not in ("refused", "accepted"):
             odd.append(f"mutant {i} {outcome}{where}")
-    hangs = int(slowest > 2)
+    hangs = int(slowest > LONGEST)
     with capsys.disabled():
         print(
             f"\nGGUF mutations: tried {N_MUTATIONS}, crashes {outcomes['crashed']}, hangs {hangs} "

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import struct
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.limits import soon
 from tests.unit.safetensors_mutations import judge, mutations, sample
 from wgllm.errors import ModelFileError, ModelNotFoundError
 from wgllm.formats.safetensors import find_weights, open_weights
@@ -29,12 +29,10 @@ def raw(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
 
 
 def refusal(path: Path, data: bytes) -> str:
-    """What opening says; a clear error within 2 s."""
+    """What opening says; a clear error, soon."""
     path.write_bytes(data)
-    started = time.thread_time()
-    with pytest.raises(ModelFileError) as caught:
+    with soon(), pytest.raises(ModelFileError) as caught:
         open_weights(path)
-    assert time.thread_time() - started < 2
     assert "\n" not in str(caught.value) and caught.value.exit_code == 4
     assert str(caught.value).startswith(f"{path.name}: ")
     return str(caught.value)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.limits import soon
 from tests.unit.tokenizer_tables import TOK, bpe_metadata, cases, rename, spm_metadata, tokenizer
 from wgllm.errors import ModelFileError, ModelNotFoundError, UsageError, WgllmError
 from wgllm.tokenizer import load_tokenizer
@@ -329,11 +329,9 @@ class TestOddTexts:
     def test_long_texts_take_linear_time(self, make: Callable[[], dict[str, Any]], text: str) -> None:
         tok = tokenizer(make())
         long = text * (300_000 // len(text))
-        start = time.thread_time()
-        ids = tok.tokenize(long, add_special=False, parse_special=True)
-        seconds = time.thread_time() - start
+        with soon():
+            ids = tok.tokenize(long, add_special=False, parse_special=True)
         assert tok.detokenize(ids) == long
-        assert seconds < 3
 
 
 BAD_SPM: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
