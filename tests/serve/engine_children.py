@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 from tests.serve.running import FakeWorker
 from wgllm import worker_process
 from wgllm.engine import Event, FinishReason
+from wgllm.errors import DeviceError
 from wgllm.fake import ByteTokenizer, FakeEngine
+from wgllm.llm import Llm
 from wgllm.worker import Listener
 from wgllm.worker_protocol import ModelFacts
 
@@ -88,6 +90,24 @@ def aborts() -> None:
         os.abort()
 
     FakeEngine.step = step  # type: ignore[method-assign]
+
+
+def has_no_room() -> None:
+    """The card can't take the model."""
+
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        raise DeviceError("no room on the card")
+
+    FakeEngine.__init__ = refuse  # type: ignore[method-assign]
+
+
+def sees_no_card() -> None:
+    init = Llm.__init__
+
+    def on_numpy(llm: Llm, *arguments: Any, **options: Any) -> None:
+        init(llm, *arguments, **{**options, "where": "numpy on the CPU"})
+
+    Llm.__init__ = on_numpy  # type: ignore[method-assign]
 
 
 def main(name: str) -> None:

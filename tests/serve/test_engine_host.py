@@ -493,6 +493,30 @@ def test_a_card_that_was_given_up_is_tried_again_after_a_while(
 
 
 @POSIX
+def test_a_card_that_was_given_up_and_does_not_come_back(clock: list[float]) -> None:
+    async def work() -> None:
+        async with hosted(
+            "Hi", children=("aborts", "aborts", "plain", "has_no_room", "plain", "sees_no_card")
+        ) as (
+            host,
+            worker,
+        ):
+            card, numpy = {"backend": "auto", "replies": ["Hi"]}, {"backend": "numpy"}
+            with pytest.raises(EngineDied, match="SIGABRT"):
+                await host.generate(ASK, Kept())
+            for seconds in (0, 600, 1199, 1, 2399):
+                clock[0] += seconds
+                reply = Kept()
+                await host.generate(ASK, reply)
+                assert reply.text == "Hi"
+                assert "without the graphics card" in host.status()["message"]
+            # That it has no room is no death, and where it can't be seen NumPy has been loaded already.
+            assert worker.starts == [{}, {}, numpy, card, numpy, card]
+
+    run(work())
+
+
+@POSIX
 def test_deaths_that_good_replies_lie_between_are_not_in_a_row() -> None:
     async def work() -> None:
         async with hosted() as (host, worker):

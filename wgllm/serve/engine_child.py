@@ -260,9 +260,9 @@ class EngineChild:
         if self.on_card and self._deaths >= _MOST_DEATHS:
             changes["backend"] = "numpy"
             self._give_up_card()
-        elif self._returning:
+        returning, self._returning = self._returning, False
+        if returning:
             changes = {"backend": "auto", **self._options}
-        self._returning = False
         try:
             facts = await asyncio.wrap_future(self._start(changes))
         except WgllmError as error:
@@ -275,8 +275,14 @@ class EngineChild:
                     log.warning("%s; it is started again", error)
                     return False
                 self._deaths = 0
+            elif returning:
+                log.warning("%s", error)
+                self._deaths = _MOST_DEATHS
+                return False
             self._fail(error)
             return True
+        if returning and facts.where.startswith("numpy"):  # the card is not to be seen at the moment
+            self._give_up_card()
         self.on_card = not self.gave_up_card and not facts.where.startswith("numpy")
         self._error = None
         return True
