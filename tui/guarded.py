@@ -41,10 +41,10 @@ class Guarded(ChatBase):
         # elsewhere when something else than the loop's end takes it down.
         self._running = False
         self.workers.cancel_all()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := list(self._tasks):  # a key that was pressed before may begin one more
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         await super()._shutdown()
 
     def run_worker(self, work: Any, *arguments: Any, **options: Any) -> Worker[Any]:

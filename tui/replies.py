@@ -345,8 +345,8 @@ class Replies(Context):
         try:
             await asyncio.to_thread(interrupt_dead, self.store)
             for old in others:
-                new = await asyncio.to_thread(self.store.message, old.id)
                 async with self._showing:  # else its widget could be made of the old one after this
+                    new = await asyncio.to_thread(self.store.message, old.id)
                     if new == old or self.gone:
                         continue
                     self.path = [new if m.id == new.id else m for m in self.path]
