@@ -211,15 +211,31 @@ def test_the_context_of_the_card_is_chosen(chat: ChatPage) -> None:
     chat.settle()
     page.keyboard.press("Alt+,")
     assert [page.input_value("#set-context"), page.evaluate("() => fakeModel.ctxSize")] == ["2048", 2048]
+    # What the server takes anyway is no other, and chosen before the card it is loaded with at once.
     page.click("#settings >> text=The server")
-    assert page.is_disabled("#set-context")
+    page.wait_for_selector('#where-text:text-is("Server · CPU (NumPy)")')
+    page.select_option("#set-context", "4096")
     page.click("#settings >> text=This device")
+    page.wait_for_selector(READY)
     page.keyboard.press("Escape")
+    assert page.evaluate("() => [fakeModel.number, fakeModel.ctxSize]") == [3, 4096]
+    page.keyboard.press("Alt+,")
+    page.select_option("#set-context", "2048")
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => fakeModel.number === 4")
+    page.wait_for_selector(READY)
     # A model that was trained for less gets that, and the choice stays.
     chat.server.model["n_ctx_train"] = 1500
     page.reload()
     page.wait_for_selector(READY)
     page.keyboard.press("Alt+,")
     assert [page.input_value("#set-context"), page.evaluate("() => fakeModel.ctxSize")] == ["1500", 1500]
+    page.keyboard.press("Escape")
+    # Nor does whoever opens the settings while there is no server lose it.
+    chat.server.gone = True
+    page.reload()
+    page.wait_for_selector("text=The server can't be reached")
+    page.keyboard.press("Alt+,")
+    assert page.input_value("#set-context") == "2048"
     page.keyboard.press("Escape")
     assert page.evaluate("() => localStorage.getItem('wgllm.context')") == "2048"

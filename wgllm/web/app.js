@@ -40,6 +40,7 @@ const BASE = new URL(".", document.baseURI).href;
 
 class App {
     /** @type {Compute | null} */ compute = null;
+    #loadedContext = 0;
     #api = new Api(BASE);
     #settings = new Settings(storage("localStorage"));
     #session = storage("sessionStorage");
@@ -61,7 +62,7 @@ class App {
     });
     #dialog = new SettingsDialog(this.#settings, {
         onWhere: (where) => void this.#compute(where),
-        onContext: () => void this.#reload(),
+        onContext: () => void this.#useContext(),
         onSystem: (text) => void this.chats.setSystem(text),
         onKey: () => this.#key.ask(),
     });
@@ -126,8 +127,12 @@ class App {
         }
         if (this.compute === null) {
             const compute = new Compute(this.#api, info, {
-                gpu: (api) =>
-                    new LocalModel(api, { ctxSize: this.#settings.contextFor(compute.info.n_ctx_train) }),
+                gpu: (api) => {
+                    this.#loadedContext = this.#contextOf(compute);
+                    return new LocalModel(api, {
+                        ctxSize: this.#settings.contextFor(compute.info.n_ctx_train),
+                    });
+                },
                 server: (api) => new ServerModel(api),
                 obstacle: () => LocalModel.obstacle(),
                 stored: () => LocalModel.stored(),
@@ -172,11 +177,17 @@ class App {
         }
     }
 
-    /** The model, with another context. */
-    async #reload() {
-        if (this.compute?.where === "gpu") {
+    /** What the card is asked for. @param {Compute} compute */
+    #contextOf({ info }) {
+        return this.#settings.contextFor(info.n_ctx_train) ?? info.ctx_size;
+    }
+
+    /** Loads the card's model anew where another context was chosen. */
+    async #useContext() {
+        const { compute } = this;
+        if (compute?.where === "gpu" && this.#contextOf(compute) !== this.#loadedContext) {
             this.chats.stop();
-            await this.compute.choose("gpu", { ask: this.compute.phase === "asking" });
+            await compute.choose("gpu", { ask: compute.phase === "asking" });
         }
     }
 

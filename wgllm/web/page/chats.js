@@ -217,6 +217,7 @@ export class Chats {
         if (!this.#mayAsk()) {
             return false;
         }
+        this.#asked++; // whoever writes here stays here
         const { id } = addMessage(this.chat, parent, { role: "user", content: text });
         this.#parts.composer.belong(this.chat.id);
         void this.#reply(this.chat, id, { jump: true });
@@ -290,6 +291,7 @@ export class Chats {
     /** @param {Chat} chat @param {{step?: boolean}} [options] */
     #enter(chat, options) {
         const isNew = chat.revision === 0 && chat.leaf === null;
+        this.#asked++;
         this.chat = chat;
         address.name(chat.revision > 0 ? chat.id : "", options);
         this.#parts.composer.enter(isNew ? "" : chat.id);
@@ -315,12 +317,16 @@ export class Chats {
 
     /** @param {string} id Empty: none is named. */
     async #openNamed(id) {
-        if (id === "") {
-            this.#asked++;
-        } else if (await this.open(id, { step: false })) {
-            return;
-        } else {
+        if (id !== "") {
+            const opened = this.open(id, { step: false });
+            const asked = this.#asked;
+            if (await opened) {
+                return;
+            }
             toast("The chat of this address is not kept in this browser.");
+            if (asked !== this.#asked) {
+                return;
+            }
         }
         this.#enter(this.#new());
     }

@@ -14,7 +14,7 @@ import { contextSizes, forCard, parsed, rangeOf } from "./settings.js";
  * @typedef {{
  *     onWhere: (where: "gpu" | "server") => void, onContext: () => void, onSystem: (text: string) => void,
  *     onKey: () => void,
- * }} Handlers `onContext`: another one was chosen; `onSystem`: of the chat that is open.
+ * }} Handlers `onContext`: another one may have been chosen; `onSystem`: of the chat that is open.
  */
 
 const LABELS = {
@@ -33,7 +33,6 @@ export class SettingsDialog {
     #system = byId("system");
     #always = byId("system-always");
     #context = byId("set-context");
-    #shownContext = "";
     /** @type {import("./settings.js").Where} */ #where = "gpu";
 
     /** @param {Settings} settings @param {Handlers} handlers */
@@ -62,14 +61,12 @@ export class SettingsDialog {
                 applyTheme(settings.theme);
             }),
         );
-        // Not at each step of the keyboard through the list: the model is loaded anew.
-        this.#dialog.addEventListener("close", () => {
+        this.#context.addEventListener("change", () => {
             const { value } = this.#context;
-            if (value !== this.#shownContext) {
-                settings.context = value === "" ? null : Number(value);
-                handlers.onContext();
-            }
+            settings.context = value === "" ? null : Number(value);
         });
+        // Not at each step of the keyboard through the list: the model is loaded anew.
+        this.#dialog.addEventListener("close", handlers.onContext);
         const system = () => {
             handlers.onSystem(this.#system.value);
             if (this.#always.checked) {
@@ -113,19 +110,18 @@ export class SettingsDialog {
             where === "gpu"
                 ? `of so many likeliest tokens, ${MOST_CANDIDATES} at most on the card`
                 : "of so many likeliest tokens; 0: of all";
-        this.#context.disabled = where === "server";
         this.#fill();
     }
 
     /** @param {ModelInfo | null} info */
     #offerContexts(info) {
-        const sizes = info === null ? [] : contextSizes(info.n_ctx_train);
         const chosen = info === null ? this.#settings.context : this.#settings.contextFor(info.n_ctx_train);
+        const sizes = info !== null ? contextSizes(info.n_ctx_train) : chosen === null ? [] : [chosen];
         const others = sizes.map((size) => make("option", { value: String(size) }, count(size)));
         this.#context.replaceChildren(make("option", { value: "" }, "usual"), ...others);
         const usual = info === null ? "" : `, usually ${count(info.ctx_size)}`;
         byId("context-hint").textContent = `tokens of a conversation${usual}; fewer take less of its memory`;
-        this.#context.value = this.#shownContext = chosen === null ? "" : String(chosen);
+        this.#context.value = chosen === null ? "" : String(chosen);
     }
 
     #fill() {

@@ -9,6 +9,9 @@ const PREFIX = "wgllm-tab-";
 /** Where a browser has no locks (plain http from another machine): so old, a reply comes no more. */
 const SILENT_MS = 15_000;
 
+/** A browser that has not granted a lock by then, which nobody else asks for, never will. */
+const LOCK_MS = 5_000;
+
 /** This tab's name. */
 export const tab = newId();
 
@@ -22,6 +25,7 @@ export function enter() {
         return;
     }
     held = new Promise((resolve) => {
+        setTimeout(() => resolve(false), LOCK_MS);
         const hold = () => {
             resolve(true);
             return new Promise(() => {});
