@@ -18,6 +18,10 @@ from wgllm.backends.signals import SignalsHeld
 _EAGER_TRIES = 20
 _PAUSE = 2e-5
 _LONGEST_PAUSE = 5e-4
+# A wait of seconds will hardly end within the next moment: it leaves the processor to others, and tells whoever looks
+# that this process does nothing.
+_LONG_WAIT = 2.0
+_PAUSE_OF_LONG_WAIT = 0.02
 
 
 class Call(NamedTuple):
@@ -127,7 +131,7 @@ class Readback:
 
     def _poll(self, interrupt: Callable[[], None] | None, signals: SignalsHeld, *, pauses: bool) -> None:
         """Until the results are there, or a signal has come."""
-        tries = 0
+        tries, began = 0, time.monotonic()
         while not signals.pending:
             self._native._poll(self._device._internal, 0, self._native._null)
             if self._status is not None:
@@ -135,7 +139,9 @@ class Readback:
             if interrupt is not None:
                 interrupt()
             tries += 1
-            if pauses and tries > _EAGER_TRIES:
+            if time.monotonic() - began > _LONG_WAIT:
+                time.sleep(_PAUSE_OF_LONG_WAIT)
+            elif pauses and tries > _EAGER_TRIES:
                 time.sleep(min((tries - _EAGER_TRIES) * _PAUSE, _LONGEST_PAUSE))
 
     def read(self) -> bytes:

@@ -4,16 +4,17 @@ A process that dies is started again at once. The second death in a row (no requ
 computed on a graphics card is the card's last for a while: NumPy goes on. The first request after that while is for the
 card again, since a driver that was updated, or a computer that slept, ends processes too. A model that can't be loaded
 is not tried again before some time has passed. Both pauses get twice as long after each failure. A process that hangs
-without dying is found when somebody gives up what it should do: one that takes no notice of that is ended, and is as
-good as dead.
+without dying is as good as dead, too: one that takes no notice when somebody gives up what it should do, or that does
+nothing and tells nothing for minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ _FIRST_CARD_PAUSE = 600.0
 _LONGEST_CARD_PAUSE = 86400.0
 # How long a process may take to end when it is asked to.
 _CLOSE_SECONDS = 0.5
-_WITHOUT_CARD = "computing without the graphics card: its driver ended the model's process twice"
+_WITHOUT_CARD = "computing without the graphics card, with which the model's process failed"
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,17 @@ class EngineChild:
         make: Callable[[Listener], Worker] = Worker,
         *,
         unheard_seconds: float,
+        silent_seconds: float,
     ) -> None:
-        """``options`` are those of ``wgllm.load`` as plain data; ``unheard_seconds``: see ``give_up``."""
+        """``options`` are those of ``wgllm.load`` as plain data; ``unheard_seconds``: see ``give_up``,
+        ``silent_seconds``: see ``watch``."""
         self._model, self._options = model, dict(options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.worker = make(self._listen)
         self._watchers: set[Tell] = set()
-        self._unheard_seconds = unheard_seconds
+        self._unheard_seconds, self._silent_seconds = unheard_seconds, silent_seconds
+        self._signs = 0
+        """How often the process has told something."""
         self._vigils: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Task[None] | None = None
         self.starts = 0
@@ -183,9 +188,32 @@ class EngineChild:
         started again."""
         answer.add_done_callback(_take_note)
         pid = self.worker.pid
-        if pid is None or start != self.starts:
+        if pid is not None:
+            self._begin_vigil(is_stuck(answer, lambda: cpu_seconds(pid), self._unheard_seconds), start)
+
+    def watch(self, answer: asyncio.Future[Any], start: int) -> None:
+        """``answer`` may take as long as it likes, but the process of that start is stuck when it neither does nor
+        tells anything for ``silent_seconds`` before it comes."""
+        pid = self.worker.pid
+        if pid is None:
             return
-        vigil = asyncio.ensure_future(self._keep_vigil(answer, start, pid))
+
+        def work() -> float:
+            # Whoever waits for another process's download has said so.
+            waits = self._loading is not None and self.notice is not None
+            return math.nan if waits else cpu_seconds(pid) + self._signs * self._silent_seconds
+
+        self._begin_vigil(is_stuck(answer, work, self._silent_seconds, patience=None), start)
+
+    def sign_of_life(self) -> None:
+        """The process has told something."""
+        self._signs += 1
+
+    def _begin_vigil(self, stuck: Coroutine[Any, Any, bool], start: int) -> None:
+        if self._closed or start != self.starts:
+            stuck.close()
+            return
+        vigil = asyncio.ensure_future(self._keep_vigil(stuck, start))
         self._vigils.add(vigil)
         vigil.add_done_callback(self._vigils.discard)
 
@@ -217,10 +245,13 @@ class EngineChild:
             vigil.cancel()
         await asyncio.to_thread(self.worker.close, _CLOSE_SECONDS)
 
-    async def _keep_vigil(self, answer: asyncio.Future[Any], start: int, pid: int) -> None:
-        stuck = await is_stuck(answer, lambda: cpu_seconds(pid), self._unheard_seconds)
-        if stuck and start == self.starts and not self._closed:
-            self._gone("the model's process does not answer any more, nor end what was given up")
+    async def _keep_vigil(self, stuck: Coroutine[Any, Any, bool], start: int) -> None:
+        if not await stuck or start != self.starts or self._closed:
+            return
+        if self._loading is None:
+            self._gone("the model's process does not answer any more")
+        else:  # what loads counts the death
+            self.worker.kill()
 
     def _gone(self, why: object) -> None:
         """Counts the death of the process that was started last, once, and begins to start another."""
@@ -264,7 +295,9 @@ class EngineChild:
         if returning:
             changes = {"backend": "auto", **self._options}
         try:
-            facts = await asyncio.wrap_future(self._start(changes))
+            loading = asyncio.wrap_future(self._start(changes))
+            self.watch(loading, self.starts)
+            facts = await loading
         except WgllmError as error:
             if self._closed:
                 return True
@@ -298,6 +331,7 @@ class EngineChild:
         # Its next death is enough.
         self.on_card, self.gave_up_card, self._deaths = True, False, _MOST_DEATHS - 1
         self._returning = True
+        self._counted = self.starts
         self.worker.kill()
         self.load_soon()
 
@@ -320,6 +354,7 @@ class EngineChild:
     # In the loop again
 
     def _heard(self, message: Message) -> None:
+        self.sign_of_life()
         if isinstance(message, Loading):
             self._tell(Progress(message.stage, message.done, message.total, message.label))
         elif isinstance(message, Notice):

@@ -30,6 +30,8 @@ from wgllm.worker_protocol import ModelFacts
 
 # Cancels are heard between two operators of a step, prompts are made in moments.
 _UNHEARD_SECONDS = 30.0
+# A step takes seconds, and what takes longer uses processors or tells how far it is.
+_SILENT_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,14 @@ class EngineHost:
         queue_size: int,
         make_worker: Callable[[Listener], Worker] = Worker,
         unheard_seconds: float = _UNHEARD_SECONDS,
+        silent_seconds: float = _SILENT_SECONDS,
     ) -> None:
         """``options`` are those of ``wgllm.load`` as plain data. At most ``queue_size`` requests wait. A process that
-        does nothing for ``unheard_seconds``, not even end what was given up, is ended and started again."""
-        self._child = EngineChild(model, options, make_worker, unheard_seconds=unheard_seconds)
+        does nothing for ``unheard_seconds``, not even end what was given up, is ended and started again; so is one that
+        does and tells nothing for ``silent_seconds`` while it loads or replies."""
+        self._child = EngineChild(
+            model, options, make_worker, unheard_seconds=unheard_seconds, silent_seconds=silent_seconds
+        )
         self._turns = Turns(queue_size)
         self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -212,8 +218,10 @@ class EngineHost:
         ended: asyncio.Future[None] = loop.create_future()
 
         def heard(message: Message) -> None:
+            self._child.sign_of_life()
             inbox.put_nowait(message)
-            if isinstance(message, Failed) or (isinstance(message, Events) and message.events[-1].finish):
+            last = isinstance(message, Failed) or (isinstance(message, Events) and message.events[-1].finish)
+            if last and not ended.done():
                 ended.set_result(None)
 
         def listen(message: Message) -> None:
@@ -221,6 +229,7 @@ class EngineHost:
                 loop.call_soon_threadsafe(heard, message)
 
         number = self._child.worker.generate(request, listen)
+        self._child.watch(ended, start)
         finish: FinishReason | None = None
         try:
             while finish is None:

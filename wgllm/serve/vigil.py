@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,23 +17,30 @@ _AT_WORK = 0.02
 _PATIENCE = 20
 
 
-async def is_stuck(answer: asyncio.Future[Any], cpu_seconds: Callable[[], float], seconds: float) -> bool:
+async def is_stuck(
+    answer: asyncio.Future[Any],
+    work: Callable[[], float],
+    seconds: float,
+    *,
+    patience: int | None = _PATIENCE,
+) -> bool:
     """Waits for ``answer``: False when it has come, also as an error. True when it has not within ``seconds`` in which
-    the process did next to nothing, or not within 20 times as many. ``cpu_seconds``: what it has used so far."""
-    for _ in range(_PATIENCE):
-        before = cpu_seconds()
+    the process did next to nothing, or not within ``patience`` times as many (None: however long it works). ``work``:
+    the seconds of processors that it has used so far."""
+    for _ in itertools.count() if patience is None else range(patience):
+        before = work()
         await asyncio.wait({answer}, timeout=seconds)
         if answer.done():
             return False
-        if cpu_seconds() - before < _AT_WORK * seconds:
+        if work() - before < _AT_WORK * seconds:
             return True
     return True
 
 
 def cpu_seconds(pid: int) -> float:
-    """What all threads of a process have used; 0 when there is none of that number any more."""
+    """What all threads of a process have used; not a number where that can't be told, or there is none any more."""
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.Error:
-        return 0.0
+        return math.nan
     return float(times.user + times.system)
