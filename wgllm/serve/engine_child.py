@@ -199,7 +199,8 @@ class EngineChild:
             return
 
         def work() -> float:
-            # Whoever waits for another process's download has said so.
+            # Whoever waits for another process's download has said so. Of one that has told anything else of the kind
+            # nothing is known either until it is loaded.
             waits = self._loading is not None and self.notice is not None
             return math.nan if waits else cpu_seconds(pid) + self._signs * self._silent_seconds
 
