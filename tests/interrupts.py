@@ -2,12 +2,15 @@
 
     python -m tests.interrupts signals 40    real signals after random times, until so many have come through
     python -m tests.interrupts lines         before each line of what keeps track of steps in flight
+    python -m tests.interrupts impatient     there too, so often that waits for the device are given up
 
 After each interrupt the same request must make the same tokens. Prints what it has tried.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import random
 import signal
@@ -34,13 +37,16 @@ FUNCTIONS = (
 )
 
 
-def tokens(runs: Engine) -> list[int]:
+def tokens(runs: Engine, most: int | None = None) -> list[int]:
+    """Of the whole request, or the first ``most``, after which it is left with others in flight."""
     runs._truncate(0)
-    return [e.token_id for e in run_request(runs, REQUEST) if e.token_id is not None]
+    with contextlib.closing(run_request(runs, REQUEST)) as events:
+        made = (e.token_id for e in events if e.token_id is not None)
+        return list(itertools.islice(made, most))
 
 
 def alarm(number: int, frame: FrameType | None) -> None:
-    """Of two the second is the last: more in one go mean that the process shall end however it likes."""
+    """The second of a request is its last."""
     global alarms
     alarms += 1
     if alarms == 2:
@@ -84,8 +90,8 @@ def lines() -> list[tuple[CodeType, int]]:
     return list(dict.fromkeys((c, n) for c in codes for _, _, n in c.co_lines() if n is not None))
 
 
-def by_lines(runs: Engine, expected: list[int]) -> int:
-    """At how many lines a signal came."""
+def by_lines(runs: Engine, expected: list[int], signals: int, most: int | None = None) -> int:
+    """At how many lines signals came, so many at once, to a request of which ``most`` tokens are wanted."""
     tried = 0
     for code, line in lines():
         waiting = True
@@ -94,12 +100,13 @@ def by_lines(runs: Engine, expected: list[int]) -> int:
             nonlocal waiting
             if waiting and frame.f_code is code and event == "line" and frame.f_lineno == line:
                 waiting = False
-                signal.raise_signal(signal.SIGINT)
+                for _ in range(signals):
+                    signal.raise_signal(signal.SIGINT)
             return trace if frame.f_code is code else None
 
         sys.settrace(trace)
         try:
-            tokens(runs)
+            tokens(runs, most)
         except KeyboardInterrupt:
             tried += 1
         finally:
@@ -107,6 +114,14 @@ def by_lines(runs: Engine, expected: list[int]) -> int:
         assert not runs.busy
         assert tokens(runs) == expected, (code.co_name, line)
     return tried
+
+
+def take_time() -> None:
+    """Makes the device look as if it were never done at the first two looks."""
+    api = native.native()
+    assert api is not None
+    poll, looks = api._poll, itertools.count()
+    api._poll = lambda *given: poll(*given) if next(looks) % 3 == 2 else None
 
 
 def main() -> None:
@@ -119,8 +134,11 @@ def main() -> None:
     expected = tokens(runs)
     if sys.argv[1] == "signals":
         print("requests", by_signals(runs, expected, int(sys.argv[2])))
+    elif sys.argv[1] == "lines":
+        print("lines", by_lines(runs, expected, 1))
     else:
-        print("lines", by_lines(runs, expected))
+        take_time()
+        print("lines", by_lines(runs, expected, 8, most=5))
     runs.close()
 
 

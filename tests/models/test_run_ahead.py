@@ -333,7 +333,9 @@ def test_closing_while_steps_are_in_flight(own_device: Device, counts: Counts) -
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
 @pytest.mark.parametrize(
-    "what", [("lines",), ("signals", "30")], ids=["before each line", "after random times"]
+    "what",
+    [("lines",), ("impatient",), ("signals", "30")],
+    ids=["before each line", "impatiently", "after random times"],
 )
 def test_ctrl_c_at_any_moment_leaves_the_rest_usable(own_device: Device, what: tuple[str, ...]) -> None:
     done = subprocess.run(

@@ -98,6 +98,7 @@ class GpuSteps:
         step = self._step()
         with SignalsHeld():  # what is submitted and what is known of it belong together
             readback = self._free[0]
+            readback.drop()  # what an impatient Ctrl-C may have left
             self._state.step(np.array([self._pos], np.int32), np.zeros(1, np.int32))
             taken = self._memory.buffers[self._sampling.taken.buffer]
             self._program.submit_all(*step, [Copy(taken, 0, _TAKEN_BYTES, readback.buffer, 0)])

@@ -86,6 +86,7 @@ class Readback:
     """A buffer that results are copied to, and how they come to the host: ``request``, then ``wait``, then ``read``.
 
     From the request to the end of ``read`` nothing may be copied to the buffer: wgpu-native would end the process.
+    After an exception in between ``drop`` makes it free again.
     """
 
     def __init__(self, native: Native, device: Any, buffer: Any, size: int, waited: Waited) -> None:
@@ -136,6 +137,7 @@ class Readback:
             self._native._poll(self._device._internal, 0, self._native._null)
             if self._status is not None:
                 return
+            signals.heed_impatience()
             if interrupt is not None:
                 interrupt()
             tries += 1

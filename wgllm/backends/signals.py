@@ -12,7 +12,7 @@ _NUMBERS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGBREAK")
     if hasattr(signal, name)
 ]
-# Who sends so many signals during one block wants out at any price.
+# Who sends so many signals during one block wants out of a wait that may never end.
 _IMPATIENT = 5
 
 _Handler = Callable[[int, FrameType | None], object]
@@ -36,7 +36,15 @@ class SignalsHeld:
     @property
     def pending(self) -> bool:
         """Whether one waits for this block's end, which should come soon; not for that of a block around it."""
-        return bool(_come) and _depth == 1
+        return self._main and bool(_come) and _depth == 1
+
+    def heed_impatience(self) -> None:
+        """To be called between two looks at what may never come: lets the last of many signals through, which raises
+        as a rule. What that leaves behind has to be mended later."""
+        if self._main and len(_come) >= _IMPATIENT:
+            number, frame = _come[-1]
+            _come.clear()
+            _handlers[number](number, frame)
 
     def __enter__(self) -> SignalsHeld:
         global _depth
@@ -70,5 +78,5 @@ class SignalsHeld:
 def _dispatch(number: int, frame: FrameType | None) -> None:
     if _depth:
         _come.append((number, frame))
-    if not _depth or len(_come) >= _IMPATIENT:
+    else:
         _handlers[number](number, frame)
