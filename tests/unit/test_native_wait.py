@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from wgllm.backends import native
+from wgllm.backends.signals import SignalsHeld
 
 
 @pytest.mark.parametrize("pauses", [True, False])
@@ -31,7 +32,8 @@ def test_a_long_wait_asks_seldom(monkeypatch: pytest.MonkeyPatch, pauses: bool) 
     readback._status = None
     readback._device = SimpleNamespace(_internal=None)
     readback._native = SimpleNamespace(_poll=poll, _null=None)
-    readback._poll(None, SimpleNamespace(pending=False), pauses=pauses)
+    with SignalsHeld() as signals:
+        readback._poll(None, signals, pauses=pauses)
     short, long = asked
     assert 10 / native._PAUSE_OF_LONG_WAIT * 0.9 < long <= 10 / native._PAUSE_OF_LONG_WAIT + 2
     # Before, what may come at any moment is looked for often.
