@@ -121,6 +121,15 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     assert answers(found) == [b"200"] * 21
 
 
+def test_an_answer_is_sent_at_once() -> None:
+    """Without Nagle's algorithm, by which a body that follows its head waits for 40 ms."""
+    with running() as server, server.connect() as connection:
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        ours = server.connections[0].transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_request_in_pieces_is_one() -> None:
     with running() as server, server.connect() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
