@@ -11,6 +11,7 @@ import pytest
 
 from tests.kernels.gpu import Gpu
 from wgllm.backends.device import Adapter, Device, ShaderError, adapters, choose
+from wgllm.backends.native import Readback
 from wgllm.errors import DeviceError, UsageError
 from wgllm.wgsl import Source, compose
 
@@ -137,3 +138,23 @@ def test_a_device_has_the_limits_of_its_adapter_or_the_least(gpu: Gpu) -> None:
     for name in ("max-storage-buffer-binding-size", "max-compute-invocations-per-workgroup"):
         assert full.limits[name] == best.handle.limits[name]
     assert "no-such-feature" not in full.features
+
+
+@pytest.mark.parametrize("following", ["seconds", "wait"])
+def test_a_number_that_nobody_waited_for_is_not_in_the_way(
+    own_device: Device, monkeypatch: pytest.MonkeyPatch, following: str
+) -> None:
+    """wgpu-native ends a process that copies to a buffer which is still on its way to the host."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Readback, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own_device.seconds([])
+    if following == "seconds":
+        assert own_device.seconds([]) > 0
+    else:
+        own_device.wait()
+    assert not own_device._unread

@@ -227,6 +227,7 @@ class Device:
     def seconds(self, calls: Sequence[Call]) -> float:
         """How long an idle device takes for ``calls``: from when they are handed over until their end is known."""
         commands = self._recorded(calls, [Copy(self._number, 0, 4, self._fence, 0)])
+        self.settle()
         with reported("the graphics card refused a step"):
             started = time.perf_counter()
             self.handle.queue.submit([commands])
