@@ -94,7 +94,9 @@ class GpuMemory:
     def _room(self, size: int) -> Any:
         if self._readback is None or self._readback.size < size:
             if self._readback is not None:
-                self._readback.destroy()
+                self.device.settle()
+                small, self._readback = self._readback, None
+                small.destroy()
             roomy = max(_SMALLEST_READBACK, 1 << (size - 1).bit_length())
             most = self.device.limits["max-buffer-size"]
             self._readback = self.device.buffer(min(roomy, max(size, most)), "results", readback=True)
