@@ -9,6 +9,7 @@ import { padded } from "./step_rows.js";
 import { costOf, encode } from "./submissions.js";
 
 /**
+ * @import { Answers } from "./answers.js"
  * @import { Numbers } from "./cells.js"
  * @import { Problem } from "./gpu_errors.js"
  * @import { Part, Plan, Region, Sampling } from "./plan.js"
@@ -20,6 +21,7 @@ import { costOf, encode } from "./submissions.js";
  * @property {Sampling} sampling
  * @property {GPUBuffer[]} buffers
  * @property {Submissions} submissions
+ * @property {Answers} answers
  * @property {(part: Part, rows: number, cells: number) => Promise<Launch[]>} launches
  * @property {(part: Part, rows: number, cells: number) => number} rowsOf Rows of the schedule that is launched.
  * @property {(pos: Numbers, slot: Numbers) => void} hold
@@ -128,7 +130,8 @@ export class StepsAhead {
         return this.#host.explained(async () => {
             const { readback, ready, problem, cut } = this.#waiting[0];
             try {
-                await Promise.all([ready, cut ? this.#host.submissions.settle() : null]);
+                const { answers, submissions } = this.#host;
+                await Promise.all([answers.to(ready), cut ? submissions.settle() : null]);
                 throwProblem("can't run", await problem);
                 const [token, bad] = new Int32Array(readback.getMappedRange());
                 return bad ? null : token;

@@ -2,19 +2,24 @@
 
 import { checked } from "./gpu_errors.js";
 
-/** @import { Plan, Region } from "./plan.js" */
+/**
+ * @import { Answers } from "./answers.js"
+ * @import { Plan, Region } from "./plan.js"
+ */
 
 export class PlanBuffers {
     #device;
     #plan;
+    #answers;
     /** @type {GPUBuffer | null} */ #readback = null;
     /** In the plan's order. @type {GPUBuffer[]} */
     all = [];
 
-    /** @param {GPUDevice} device @param {Plan} plan */
-    constructor(device, plan) {
+    /** @param {GPUDevice} device @param {Plan} plan @param {Answers} answers */
+    constructor(device, plan, answers) {
         this.#device = device;
         this.#plan = plan;
+        this.#answers = answers;
     }
 
     async allocate() {
@@ -40,7 +45,7 @@ export class PlanBuffers {
      */
     async upload(region, data) {
         await checked(this.#device, `${region[2]} bytes of weights`, () => this.write(region, data));
-        await this.#device.queue.onSubmittedWorkDone();
+        await this.#answers.workDone();
     }
 
     /** A buffer from which `size` bytes can be read. @param {number} size @returns {Promise<GPUBuffer>} */

@@ -5,6 +5,7 @@
  */
 
 import { StepsAhead } from "./ahead.js";
+import { Answers } from "./answers.js";
 import { CellPositions } from "./cells.js";
 import { mapped, PlanReplayError } from "./gpu_errors.js";
 import { PieceReader, piecesOf, placesOf } from "./pieces.js";
@@ -25,6 +26,7 @@ import { Submissions } from "./submissions.js";
 export class Runtime {
     #device;
     #plan;
+    #answers;
     #buffers;
     #schedules;
     #submissions;
@@ -38,9 +40,10 @@ export class Runtime {
     constructor(device, plan) {
         this.#device = device;
         this.#plan = plan;
-        this.#buffers = new PlanBuffers(device, plan);
+        this.#answers = new Answers(device);
+        this.#buffers = new PlanBuffers(device, plan, this.#answers);
         this.#schedules = new Schedules(device, plan, this.#buffers.all);
-        this.#submissions = new Submissions(device);
+        this.#submissions = new Submissions(device, this.#answers);
         device.lost.then((info) => {
             this.#lost = info;
         });
@@ -65,6 +68,7 @@ export class Runtime {
         const runtime = new Runtime(device, plan);
         try {
             await runtime.#alone(async () => {
+                await runtime.#answers.measure();
                 await runtime.#allocate();
                 if (!lazy) {
                     await runtime.compile(plan.schedules ?? [], onCompile);
@@ -214,6 +218,7 @@ export class Runtime {
                 sampling: this.#plan.sampling,
                 buffers: this.#buffers.all,
                 submissions: this.#submissions,
+                answers: this.#answers,
                 launches: (part, rows, cells) =>
                     this.#schedules.launches(this.#schedules.narrowest(part, rows, cells)),
                 rowsOf: (part, rows, cells) => this.#schedules.narrowest(part, rows, cells).rows,
@@ -389,7 +394,8 @@ export class Runtime {
     async #read(/** @type {GPUBuffer} */ readback, /** @type {number} */ size) {
         try {
             // Together, because each is a way to the device and back.
-            await Promise.all([mapped(this.#device, readback, size), this.#submissions.settle()]);
+            const ready = this.#answers.to(mapped(this.#device, readback, size));
+            await Promise.all([ready, this.#submissions.settle()]);
             return readback.getMappedRange(0, size).slice(0);
         } finally {
             readback.unmap();

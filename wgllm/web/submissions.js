@@ -2,7 +2,10 @@
 
 import { throwProblem, watched } from "./gpu_errors.js";
 
-/** @import { Problem } from "./gpu_errors.js" */
+/**
+ * @import { Answers } from "./answers.js"
+ * @import { Problem } from "./gpu_errors.js"
+ */
 
 /** @typedef {{pipeline: GPUComputePipeline, bindGroup: GPUBindGroup, groups: number, cost: number}} Launch */
 /** @typedef {(encoder: GPUCommandEncoder) => void} Encode */
@@ -17,14 +20,16 @@ const FIRST_BUDGET = 1 << 26;
 
 export class Submissions {
     #device;
+    #answers;
     #budget = FIRST_BUDGET;
     #cost = 0;
     #since = 0;
     /** @type {Promise<Problem | null>[]} */ #problems = [];
 
-    /** @param {GPUDevice} device */
-    constructor(device) {
+    /** @param {GPUDevice} device @param {Answers} answers */
+    constructor(device, answers) {
         this.#device = device;
+        this.#answers = answers;
     }
 
     /** Whether so much may be submitted at once. @param {number} cost */
@@ -84,7 +89,7 @@ export class Submissions {
 
     /** Waits until the device is done. Throws what it had against the commands. */
     async settle() {
-        await this.#device.queue.onSubmittedWorkDone();
+        await this.#answers.workDone();
         if (this.#cost > 0) {
             this.#learn(performance.now() - this.#since);
             this.#cost = 0;
