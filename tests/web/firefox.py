@@ -27,6 +27,8 @@ PREFERENCES = {
 ENTER = "\ue007"
 # Seconds that anything may take: shaders are compiled on a machine that may be busy.
 PATIENCE = 600.0
+# One that can't use its profile, as in some packages, may neither start nor end.
+_START = 60.0
 
 
 class NoFirefox(Exception):
@@ -88,7 +90,7 @@ def firefox(folder: Path) -> Iterator[Firefox]:
 
     names = [os.environ.get("WGLLM_FIREFOX"), "firefox", "firefox-esr"]
     binary = next((found for name in names if name and (found := shutil.which(name))), None)
-    if binary is None:
+    if binary is None or os.name != "posix":
         raise NoFirefox("no Firefox")
     lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in PREFERENCES.items()]
     (folder / "user.js").write_text("".join(lines), encoding="utf-8")
@@ -112,7 +114,7 @@ def firefox(folder: Path) -> Iterator[Firefox]:
 
 def _address(told: Path, process: subprocess.Popen[bytes]) -> str:
     """Of the WebDriver server, once Firefox has written where it is."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + _START
     while True:
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             found = json.loads(told.read_text(encoding="utf-8"))
