@@ -31,10 +31,10 @@ WITH_TOKENS = """(async () => {
 
 def say(page: Firefox, text: str) -> None:
     """And waits for the reply."""
-    replies_before = len(page.evaluate(TEXTS)) + 2
+    shown = len(page.evaluate(TEXTS))
     page.evaluate("document.querySelector('textarea').focus()")
     page.type(text + ENTER)
-    page.wait_for(f"{TEXTS}.length === {replies_before} && !wgllmPage.app.chats.busy")
+    page.wait_for(f"{TEXTS}.length === {shown + 2} && !wgllmPage.app.chats.busy")
 
 
 @pytest.mark.model("smollm2")
